@@ -1,0 +1,163 @@
+"""Reads the configuration: a TOML file, then the environment over it. Must not know what any key means."""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+import msgspec
+
+from schemas.config import Config
+
+PREFIX = "HEADRACE_"
+_NOT_SETTINGS = {"HEADRACE_CONFIG", "HEADRACE_CACHE_DIR"}
+_OPEN_SECTION = "vllm"  # any key: the worker checks them against the engine's own arguments
+# Kubernetes puts these into every pod of a namespace that has a Service called headrace-something.
+_SERVICE_LINK = re.compile(r"HEADRACE_\w+?_(SERVICE_(HOST|PORT\w*)|PORT_\d+_(TCP|UDP|SCTP)\w*)|HEADRACE(_\w+)?_PORT")
+
+Key = tuple[str, str]  # section and key
+
+
+class ConfigError(Exception):
+    """One line for each thing wrong, naming the key, where it was set, and what it may be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """``origins``: where each key that is not at its default was set, a file's name or a variable's."""
+
+    config: Config
+    origins: Mapping[Key, str]
+
+
+def load(path: Path | None, environ: Mapping[str, str]) -> Config:
+    """``path`` None: ``HEADRACE_CONFIG`` if set, else defaults only. Raises ``ConfigError``."""
+    return read(path, environ).config
+
+
+def read(path: Path | None, environ: Mapping[str, str]) -> Loaded:
+    """``load``, and where each value came from."""
+    if path is None and environ.get("HEADRACE_CONFIG"):
+        path = Path(environ["HEADRACE_CONFIG"])
+    reader = _Reader()
+    if path is not None:
+        reader.add_file(path)
+    reader.add_environment(environ)
+    if reader.errors:
+        raise ConfigError("\n".join(reader.errors))
+    config = msgspec.convert(reader.values, Config)
+    return Loaded(config, reader.origins)
+
+
+def key_types() -> dict[Key, object]:
+    """The type of every key there is, but for the open section's."""
+    return {
+        (section.name, key.name): key.type
+        for section in msgspec.structs.fields(Config)
+        if section.name != _OPEN_SECTION
+        for key in msgspec.structs.fields(section.type)
+    }
+
+
+def variable_of(section: str, key: str) -> str:
+    return f"{PREFIX}{section}__{key}".upper()
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Collects values and everything wrong with them, so that one run shows all that is to be mended."""
+
+    values: dict[str, dict[str, object]] = field(default_factory=dict)
+    origins: dict[Key, str] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+    types: dict[Key, object] = field(default_factory=key_types)
+
+    def add_file(self, path: Path) -> None:
+        try:
+            tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            self.errors.append(f"{path}: cannot be read: {error.strerror or error}")
+            return
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            self.errors.append(f"{path}: not valid TOML: {error}")
+            return
+        for section, table in tables.items():
+            if section not in self._sections():
+                what = "section" if isinstance(table, dict) else "key outside a section"
+                self.errors.append(f"{path}: {section}: unknown {what}{_closest(section, self._sections())}")
+            elif not isinstance(table, dict):
+                self.errors.append(f"{path}: {section}: expected a table, [{section}]")
+            else:
+                for key, value in table.items():
+                    self._add(section, key, value, f"{path}: {section}.{key}", str(path), strict=True)
+
+    def add_environment(self, environ: Mapping[str, str]) -> None:
+        for name, text in sorted(environ.items()):
+            if not name.startswith(PREFIX) or name in _NOT_SETTINGS or _SERVICE_LINK.fullmatch(name):
+                continue
+            section, separator, key = name.removeprefix(PREFIX).lower().partition("__")
+            if section == _OPEN_SECTION and key:
+                self._add(section, key, _toml_value(text), name, name, strict=True)
+            elif separator and (section, key) in self.types:
+                self._add(section, key, text, name, name, strict=False)
+            else:
+                variables = [variable_of(*known) for known in self.types]
+                self.errors.append(f"{name}: unknown variable{_closest(name, variables)}")
+
+    def _add(self, section: str, key: str, value: object, where: str, origin: str, *, strict: bool) -> None:
+        """``strict``: the value has a type of its own (TOML), it is not text to be read as one."""
+        if section != _OPEN_SECTION:
+            if (section, key) not in self.types:
+                known = [k for s, k in self.types if s == section]
+                self.errors.append(f"{where}: unknown key{_closest(key, known)}")
+                return
+            type_ = self.types[section, key]
+            try:
+                value = msgspec.convert(value, type_, strict=strict)
+            except msgspec.ValidationError as error:
+                self.errors.append(f"{where}: {_explain(error, type_)}")
+                return
+            if isinstance(value, float) and not math.isfinite(value):
+                self.errors.append(f"{where}: Expected a finite number")
+                return
+        self.values.setdefault(section, {})[key] = value
+        self.origins[section, key] = origin
+
+    def _sections(self) -> tuple[str, ...]:
+        return Config.__struct_fields__
+
+
+def shown_values(config: Config) -> Iterator[tuple[str, str, object]]:
+    """Section, key and value of all of a configuration, in the order of its declaration."""
+    for section in Config.__struct_fields__:
+        table = getattr(config, section)
+        items = table.items() if isinstance(table, dict) else msgspec.structs.asdict(table).items()
+        for key, value in items:
+            yield section, key, value
+
+
+def _closest(name: str, known: list[str] | tuple[str, ...]) -> str:
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}" if len(known) < 20 else ""
+
+
+def _explain(error: msgspec.ValidationError, type_: object) -> str:
+    """msgspec's own words, which never hold the value (it may be a secret), and a choice's choices."""
+    if get_origin(type_) is Literal:
+        return "Expected one of " + ", ".join(f'"{choice}"' for choice in get_args(type_))
+    return str(error)
+
+
+def _toml_value(text: str) -> object:
+    """``16`` is a number, ``true`` a truth, ``["a"]`` a list, and what is not TOML is text."""
+    try:
+        table = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return table["value"] if len(table) == 1 else text

@@ -1,0 +1,93 @@
+"""The subject grammar. Every subject of Headrace is built and parsed here and nowhere else.
+
+    hr.job.<model>.<priority>.<lane>.<response>     the job queue (stream JOBS)
+    hr.reply.<gateway>.<response>.<session>.t | .f  the reply log (stream REPLIES): tokens | fences
+    hr.live.…                                       the same messages, republished as they are stored
+    hr.cancel.<response>                            core: look at your lease now
+    hr.worker.<id>.ping                             core: are you there?
+    hr.dead.<model>.<response>                      dead letters (stream DEAD)
+
+The response stands before the session because a look-up by ``hr.reply.*.<response>.>`` then costs
+0.25 ms at 100,000 subjects, against 12 to 26 ms the other way round.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from schemas.ids import GatewayId, ModelToken, ResponseId, SessionToken, WorkerId
+from schemas.job import Job, Lane, Priority
+
+JOBS, REPLIES, DEAD = "JOBS", "REPLIES", "DEAD"  # streams
+WORKERS_KV, KEYS_KV, TOKENIZERS_BUCKET = "hr_workers", "hr_keys", "hr_tokenizers"
+
+JOBS_SUBJECTS = "hr.job.>"
+REPLIES_SUBJECTS = "hr.reply.>"
+DEAD_SUBJECTS = "hr.dead.>"
+LIVE_PREFIX = "hr.live."
+
+Part = Literal["t", "f"]
+
+
+def job(job: Job) -> str:
+    return f"hr.job.{job.model}.{job.priority}.{job.lane}.{job.response}"
+
+
+def job_filter(model: ModelToken, priority: Priority, lane: Lane) -> str:
+    return f"hr.job.{model}.{priority}.{lane}.*"
+
+
+def job_consumer(model: ModelToken, priority: Priority, lane: Lane) -> str:
+    """Name of the durable pull consumer that all workers of a model share."""
+    return f"{model}-{priority}-{lane}"
+
+
+def job_by_response(response: ResponseId) -> str:
+    return f"hr.job.*.*.*.{response}"
+
+
+def reply(gateway: GatewayId, response: ResponseId, session: SessionToken) -> str:
+    """R, the prefix of a response's reply log; the log's messages are on R.t and R.f."""
+    return f"hr.reply.{gateway}.{response}.{session}"
+
+
+def replies_of_gateway(gateway: GatewayId) -> str:
+    return f"hr.reply.{gateway}.>"
+
+
+def replies_of_response(response: ResponseId) -> str:
+    return f"hr.reply.*.{response}.>"
+
+
+def live_of_response(response: ResponseId) -> str:
+    return f"hr.live.*.{response}.>"
+
+
+@dataclass(frozen=True, slots=True)
+class ReplySubject:
+    gateway: GatewayId
+    response: ResponseId
+    session: SessionToken
+    part: Part
+
+
+def parse_reply(subject: str) -> ReplySubject:
+    """The parts of a subject below ``hr.reply.`` or ``hr.live.``. Raises ``ValueError`` on any other."""
+    tokens = subject.split(".")
+    if len(tokens) != 6 or tokens[0] != "hr" or tokens[1] not in ("reply", "live") or tokens[5] not in ("t", "f"):
+        raise ValueError(f"not a reply subject: {subject}")
+    part: Part = "t" if tokens[5] == "t" else "f"
+    return ReplySubject(GatewayId(tokens[2]), ResponseId(tokens[3]), SessionToken(tokens[4]), part)
+
+
+def cancel(response: ResponseId) -> str:
+    return f"hr.cancel.{response}"
+
+
+def worker_ping(worker: WorkerId) -> str:
+    return f"hr.worker.{worker}.ping"
+
+
+def dead(model: ModelToken, response: ResponseId) -> str:
+    return f"hr.dead.{model}.{response}"

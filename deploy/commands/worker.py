@@ -1,0 +1,23 @@
+"""``headrace worker``."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from deploy.commands.group import Invocation
+
+
+@click.command()
+@click.pass_obj
+def command(invocation: Invocation) -> None:
+    """Run one worker until SIGTERM, which lets running responses finish first.
+
+    Its settings are [worker], [vllm] or [sim], [nats], [security] and [logging]; `headrace config check`
+    shows them.
+    """
+    config = invocation.config()
+    from workers.main import run
+
+    sys.exit(run(config))

@@ -1,0 +1,189 @@
+"""Keeps parts running: starts them in order, restarts what crashes, stops them in order. Must not know
+what the parts are, how they are shown, or where their state is written."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+from deploy.backoff import Backoff
+from deploy.parts import Part
+from deploy.process import PartProcess, describe_exit
+
+_PROBE_INTERVAL_S = 0.1
+_STOP_MARGIN_S = 10.0  # beyond a part's own drain time; then it is killed
+_USAGE_ERROR = 2  # a part's exit code for a configuration it refuses: the same every time
+_CRASHES_AT_START = 5  # in a row, before all has ever been ready: give up
+
+State = Literal["waiting", "starting", "ready", "crashed", "stopping", "stopped"]
+
+
+class Report(Protocol):
+    """Where progress is shown."""
+
+    def changed(self, keeper: Keeper) -> None: ...
+
+    def crashed(self, keeper: Keeper, how: str, last_lines: list[str], retry_s: float | None) -> None: ...
+
+
+class Keeper:
+    """One part, and the process that is it at the moment."""
+
+    def __init__(self, part: Part, log: Path, report: Report, changed: Callable[[], None]) -> None:
+        self.part = part
+        self.state: State = "waiting"
+        self.pid = 0
+        self.state_since_s = 0.0  # on the event loop's clock
+        self.gave_up = False
+        self._log = log
+        self._report = report
+        self._changed = changed
+        self._process: PartProcess | None = None
+        self._stopping = asyncio.Event()
+
+    async def keep(self, *, settled: Callable[[], bool]) -> None:
+        """Runs until stopped. ``settled``: all parts have been ready once; from then on never gives up."""
+        backoff = Backoff()
+        while not self._stopping.is_set():
+            process = self._process = await PartProcess.start(self.part.argv, self.part.environ, self._log)
+            self.pid = process.pid
+            self._enter("starting")
+            if self._stopping.is_set():  # asked while the process was being made
+                process.kill()
+            status, healthy_s = await self._live(process)
+            if self._stopping.is_set():
+                break
+            delay_s = backoff.crashed(healthy_s)
+            hopeless = status == _USAGE_ERROR or backoff.crashes >= _CRASHES_AT_START
+            self.gave_up = hopeless and not settled()
+            self._report.crashed(
+                self, describe_exit(status), process.last_lines(), None if self.gave_up else delay_s
+            )
+            self._enter("crashed")
+            if self.gave_up:
+                return
+            await self._stopping_within(delay_s)
+        self._enter("stopped")
+
+    def terminate(self) -> None:
+        """Asks it to stop, and starts it no more."""
+        self._stopping.set()
+        if self._process is not None:
+            self._process.terminate()
+        if self.running:
+            self._enter("stopping")
+
+    def kill(self) -> None:
+        self._stopping.set()
+        if self._process is not None and self.running:
+            self._process.kill()
+
+    @property
+    def running(self) -> bool:
+        return self.state in ("starting", "ready", "stopping")
+
+    def last_lines(self) -> list[str]:
+        return self._process.last_lines() if self._process is not None else []
+
+    async def _live(self, process: PartProcess) -> tuple[int, float]:
+        """The exit status, and how long it had been ready."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.TaskGroup() as group:
+            probing = group.create_task(self._probe(), name=f"probe {self.part.id}")
+            status = await process.wait()
+            probing.cancel()
+        healthy_s = loop.time() - self.state_since_s if self.state == "ready" else 0.0
+        return status, healthy_s
+
+    async def _probe(self) -> None:
+        while not await self.part.ready():
+            await asyncio.sleep(_PROBE_INTERVAL_S)
+        if self.state == "starting":
+            self._enter("ready")
+
+    async def _stopping_within(self, delay_s: float) -> None:
+        try:
+            async with asyncio.timeout(delay_s):
+                await self._stopping.wait()
+        except TimeoutError:
+            return
+
+    def _enter(self, state: State) -> None:
+        self.state = state
+        self.state_since_s = asyncio.get_running_loop().time()
+        self._report.changed(self)
+        self._changed()
+
+
+class Supervisor:
+    """``stages``: parts of a stage start together, when all parts of the stages before are ready.
+    ``observe`` is called after every change of any part."""
+
+    def __init__(
+        self,
+        stages: Sequence[Sequence[Part]],
+        log_file: Callable[[str], Path],
+        report: Report,
+        observe: Callable[[Supervisor], None],
+    ) -> None:
+        self._change = asyncio.Event()
+        self._observe = observe
+        self._stop_asked = 0
+        self.settled = False  # all parts have been ready once
+        self._stages = [
+            [Keeper(part, log_file(part.id), report, self._note_change) for part in stage] for stage in stages
+        ]
+        self.keepers = [keeper for stage in self._stages for keeper in stage]
+
+    async def run(self, stop_order: Sequence[Sequence[str]]) -> bool:
+        """Until asked to stop, or a part cannot be started (returns False). ``stop_order``: kinds of parts;
+        those named together stop together, when all named before them have ended."""
+        async with asyncio.TaskGroup() as group:
+            for stage in self._stages:
+                for keeper in stage:
+                    keep = keeper.keep(settled=lambda: self.settled)
+                    group.create_task(keep, name=f"keep {keeper.part.id}")
+                await self._until(lambda stage=stage: self._ending or all(k.state == "ready" for k in stage))
+                if self._ending:
+                    break
+            else:
+                self.settled = True
+                self._note_change()
+                await self._until(lambda: self._ending)
+            for kinds in stop_order:
+                await self._stop([k for k in self.keepers if k.part.kind in kinds])
+        return not any(keeper.gave_up for keeper in self.keepers)
+
+    def ask_to_stop(self) -> None:
+        """The first time in order, with time to drain; the second time at once."""
+        self._stop_asked += 1
+        if self._stop_asked > 1:
+            for keeper in self.keepers:
+                keeper.kill()
+        self._note_change()
+
+    @property
+    def _ending(self) -> bool:
+        return self._stop_asked > 0 or any(keeper.gave_up for keeper in self.keepers)
+
+    async def _stop(self, keepers: list[Keeper]) -> None:
+        for keeper in keepers:
+            keeper.terminate()
+        try:
+            async with asyncio.timeout(max((k.part.drain_s for k in keepers), default=0) + _STOP_MARGIN_S):
+                await self._until(lambda: not any(keeper.running for keeper in keepers))
+        except TimeoutError:
+            for keeper in keepers:
+                keeper.kill()
+            await self._until(lambda: not any(keeper.running for keeper in keepers))
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._change.clear()
+            await self._change.wait()
+
+    def _note_change(self) -> None:
+        self._change.set()
+        self._observe(self)

@@ -1,0 +1,89 @@
+"""The seam between the API surfaces and the pipeline: a checked request in, updates of its response out.
+
+A surface (Responses, chat completions, the simple chat) parses its own JSON into a ``Generation`` and
+turns ``Update`` values into its own events. Neither side knows the other's wire format.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from schemas.ids import ResponseId, TenantId
+from schemas.job import Priority
+from schemas.reply import FinishReason, Timings, TokenLogprobs, Usage
+from schemas.sampling import Sampling
+
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+Api = Literal["responses", "chat", "completions", "simple"]
+Outcome = Literal["completed", "incomplete", "failed", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A request that passed every check which needs no other part.
+
+    ``messages``: this turn's, with the system message first if there is one; earlier turns come from
+    ``conversation`` or ``previous_response_id`` (never both). ``sampling.max_tokens`` is 0-free: where
+    the client gave none, ``max_tokens_given`` is False and the pipeline fits it to the model.
+    ``echo``: JSON text of the request's fields which the response object repeats.
+    """
+
+    api: Api
+    tenant: TenantId
+    model: str  # empty: the default model
+    messages: tuple[ChatMessage, ...]
+    sampling: Sampling
+    max_tokens_given: bool = True
+    stop: tuple[str, ...] = ()
+    conversation: str | None = None
+    previous_response_id: ResponseId | None = None
+    priority: Priority = "interactive"
+    deadline_s: float | None = None
+    store: bool = True
+    echo: str = "{}"
+    traceparent: str | None = None
+    received_unix_ms: float = 0.0  # when the request's bytes were here; edge time counts from it
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A worker has the response."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Text released by tokens ``first_token …< end_token`` (positions in the completion, from 0).
+    ``end_token`` makes the cursor: see ``gateway/cursor.py``. May be empty when only ``logprobs`` are news."""
+
+    text: str
+    first_token: int
+    end_token: int
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The one terminal update. ``total``: tokens of the completion that count. ``timings`` are the
+    worker's; ``edge_ms`` is request received to job stored, ``ttft_ms`` request received to first text."""
+
+    outcome: Outcome
+    total: int
+    reason: FinishReason | Literal["cancelled", "deadline"] | None = None
+    code: str | None = None
+    message: str = ""
+    usage: Usage = Usage()
+    timings: Timings = field(default_factory=Timings)
+    edge_ms: float = 0.0
+    ttft_ms: float | None = None
+    total_ms: float = 0.0
+
+
+Update = Started | Text | Ended

@@ -1,0 +1,132 @@
+// Owns the DOM of one turn: what the user said, or an answer with its progress, text and figures.
+// It draws the state that chat.js keeps and must not change it.
+
+import { ENDED } from "./chat.js"
+import { MarkdownStream } from "./markdown.js"
+
+const node = (name, className, text = "") => {
+  const element = document.createElement(name)
+  element.className = className
+  element.textContent = text
+  return element
+}
+
+const button = (action, label) => {
+  const element = node("button", "quiet", label)
+  element.type = "button"
+  element.dataset.action = action
+  return element
+}
+
+export function duration(ms) {
+  if (ms < 10) return `${ms.toFixed(1)} ms`
+  return ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`
+}
+
+function progress({ phase, position, etaMs }) {
+  if (phase === "sent") return "Sending"
+  if (phase === "working") return "Reading your message"
+  const place = position > 0 ? `Waiting, position ${position}` : "Waiting"
+  return etaMs >= 1000 ? `${place}, about ${Math.round(etaMs / 1000)} s` : place
+}
+
+const ENDING = {
+  truncated: "Ended at the length limit.",
+  stopped: "Stopped.",
+  interrupted: "Interrupted: the connection was lost.",
+}
+
+export class UserTurn {
+  constructor(turn) {
+    this.root = node("article", "turn user")
+    this.root.setAttribute("aria-label", "You")
+    this.root.append(node("p", "bubble", turn.text))
+  }
+
+  update() {} // what the user said stays
+}
+
+export class AnswerTurn {
+  #turn
+  #drawnPhase = null
+  #progress = node("p", "progress")
+  #prose = node("div", "prose")
+  #foot = node("div", "foot")
+  #markdown = new MarkdownStream(this.#prose)
+
+  constructor(turn) {
+    this.#turn = turn
+    this.root = node("article", "turn answer")
+    this.root.setAttribute("aria-label", "Answer")
+    this.root.append(this.#progress, this.#prose, this.#foot)
+  }
+
+  update() {
+    const { phase, text } = this.#turn
+    if (phase === this.#drawnPhase && ENDED.has(phase)) return
+    const ended = ENDED.has(phase)
+    this.root.dataset.phase = phase
+    // Announced once, as a whole, and not word by word.
+    this.root.setAttribute("aria-busy", String(!ended))
+    this.#progress.hidden = ended || phase === "streaming"
+    if (!this.#progress.hidden) this.#progress.textContent = progress(this.#turn)
+    if (ended) {
+      this.#markdown.finish(text)
+      this.#foot.replaceChildren(...this.#ending())
+    } else {
+      this.#markdown.update(text)
+    }
+    this.#drawnPhase = phase
+  }
+
+  *#ending() {
+    const { phase, error, text, meta } = this.#turn
+    if (phase === "failed") yield this.#failure(error)
+    else if (ENDING[phase]) yield node("p", "ending", ENDING[phase])
+    const actions = node("div", "actions")
+    if (phase === "failed" || phase === "interrupted") actions.append(button("retry", "Retry"))
+    if (text) actions.append(button("copy", "Copy"))
+    if (meta?.ttftMs != null) actions.append(this.#figures(meta))
+    if (actions.hasChildNodes()) yield actions
+  }
+
+  #failure(error) {
+    const box = node("p", "error", error?.message ?? "The answer failed.")
+    if (error?.code) box.append(" ", node("code", "", error.code))
+    return box
+  }
+
+  #figures({ ttftMs, outputTokens, tokensPerS, timings }) {
+    const parts = [`First token ${duration(ttftMs)}`]
+    if (outputTokens !== null) parts.push(`${outputTokens} ${outputTokens === 1 ? "token" : "tokens"}`)
+    if (tokensPerS !== null) parts.push(`${tokensPerS.toFixed(tokensPerS < 10 ? 1 : 0)} tokens/s`)
+    const stages = Object.entries(timings).filter(([key, ms]) => key.endsWith("_ms") && ms > 0)
+    if (stages.length === 0) return node("p", "meta", parts.join(" · "))
+    const details = node("details", "meta")
+    details.append(node("summary", "", parts.join(" · ")), stageBar(stages), stageList(stages))
+    return details
+  }
+}
+
+const stageName = (key) => key.slice(0, -"_ms".length).replaceAll("_", " ")
+
+function stageBar(stages) {
+  const bar = node("div", "stages")
+  bar.setAttribute("aria-hidden", "true") // the list beside it says the same
+  for (const [, ms] of stages) {
+    const part = node("span", "stage")
+    part.style.flexGrow = ms
+    bar.append(part)
+  }
+  return bar
+}
+
+function stageList(stages) {
+  const list = node("dl", "stage-list")
+  for (const [key, ms] of stages) {
+    const pair = node("div", "")
+    pair.append(node("dt", "", stageName(key)), node("dd", "", duration(ms)))
+    list.append(pair)
+  }
+  return list
+}

@@ -1,0 +1,179 @@
+// Owns the page's DOM around the turns: header, composer, notices, scrolling. It draws what it is given and
+// reports what the user does; it must not know the protocol or the socket.
+
+import { AnswerTurn, UserTurn } from "./turn.js"
+
+const AT_BOTTOM_PX = 64
+const COPIED_FOR_MS = 1500
+const STATUS = { connecting: "Connecting", connected: "Connected", offline: "Offline", refused: "Not allowed" }
+
+const byId = (id) => document.getElementById(id)
+
+export class View {
+  #scroller = byId("scroller")
+  #log = byId("log")
+  #prompt = byId("prompt")
+  #send = byId("send")
+  #stop = byId("stop")
+  #model = byId("model")
+  #drawn = new Map() // turn -> its view
+  #follows = true // the reader is at the bottom, and wants to stay there
+  #countdown = 0
+  #connected = false
+  #busy = false
+
+  /** `on`: {send(text), stop(), newChat(), retry(turn), reconnect(), modelChosen()} */
+  constructor(on) {
+    byId("composer").addEventListener("submit", (event) => {
+      event.preventDefault()
+      this.#submit(on, this.#prompt.value)
+    })
+    this.#prompt.addEventListener("input", () => this.#drawComposer())
+    this.#prompt.addEventListener("keydown", (event) => {
+      // An Enter that ends an input method's composition is not a send.
+      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return
+      event.preventDefault()
+      this.#submit(on, this.#prompt.value)
+    })
+    document.addEventListener("keydown", (event) => {
+      if (event.key === "Escape" && this.#busy) on.stop()
+    })
+    this.#stop.addEventListener("click", () => on.stop())
+    byId("new-chat").addEventListener("click", () => {
+      on.newChat()
+      this.#prompt.focus()
+    })
+    byId("reconnect").addEventListener("click", () => on.reconnect())
+    byId("jump").addEventListener("click", () => this.#toBottom())
+    this.#model.addEventListener("change", () => this.#drawComposer())
+    byId("welcome").addEventListener("click", (event) => {
+      const starter = event.target.closest("button")
+      if (starter) this.#submit(on, starter.textContent)
+    })
+    this.#log.addEventListener("click", (event) => this.#act(on, event.target.closest("[data-action]")))
+    this.#scroller.addEventListener("scroll", () => this.#scrolled(), { passive: true })
+    new ResizeObserver(() => this.#follow()).observe(this.#scroller)
+    // On a touch screen this would open the keyboard over the page.
+    if (matchMedia("(hover: hover)").matches) this.#prompt.focus()
+  }
+
+  get model() {
+    return this.#model.value
+  }
+
+  /** Draws the turns as they are now: new ones, changed ones, and none that is gone. */
+  drawTurns(turns) {
+    for (const [turn, drawn] of this.#drawn) {
+      if (turns.includes(turn)) continue
+      drawn.root.remove()
+      this.#drawn.delete(turn)
+    }
+    for (const turn of turns) {
+      let drawn = this.#drawn.get(turn)
+      if (drawn === undefined) {
+        drawn = turn.role === "user" ? new UserTurn(turn) : new AnswerTurn(turn)
+        this.#drawn.set(turn, drawn)
+        this.#log.append(drawn.root)
+      }
+      drawn.update()
+    }
+    byId("welcome").hidden = turns.length > 0
+    this.#follow()
+  }
+
+  drawBusy(busy, stopping) {
+    const stopHadFocus = document.activeElement === this.#stop
+    this.#busy = busy
+    this.#send.hidden = busy
+    this.#stop.hidden = !busy
+    this.#stop.disabled = stopping
+    if (stopHadFocus && (!busy || stopping)) this.#prompt.focus()
+    this.#drawComposer()
+  }
+
+  drawConnection(state) {
+    this.#connected = state.name === "connected"
+    byId("status").dataset.state = state.name
+    byId("status-text").textContent = state.name === "refused" && state.reason ? state.reason : STATUS[state.name]
+    byId("reconnect").hidden = state.name !== "offline"
+    clearInterval(this.#countdown)
+    const count = () => {
+      const leftS = Math.max(0, Math.ceil((state.retryAtMs - Date.now()) / 1000))
+      byId("countdown").textContent = state.name === "offline" ? `, retrying in ${leftS} s` : ""
+    }
+    count()
+    if (state.name === "offline") this.#countdown = setInterval(count, 250)
+    this.#drawComposer()
+  }
+
+  drawModels(ids) {
+    const chosen = this.#model.value
+    this.#model.replaceChildren(...ids.map((id) => new Option(id)))
+    if (ids.length === 0) this.#model.append(new Option("No model yet", ""))
+    if (ids.includes(chosen)) this.#model.value = chosen
+    this.#model.disabled = ids.length === 0
+    this.#drawComposer()
+  }
+
+  /** An error that belongs to no answer; null takes it away. */
+  drawNotice(error) {
+    byId("notice").hidden = error === null
+    byId("notice").textContent = error?.message ?? ""
+  }
+
+  get #maySend() {
+    return this.#connected && !this.#busy && this.model !== ""
+  }
+
+  #submit(on, text) {
+    if (!this.#maySend || text.trim() === "") return
+    this.#prompt.value = ""
+    this.#follows = true
+    this.#drawComposer()
+    this.#prompt.focus()
+    on.send(text.trim())
+  }
+
+  #drawComposer() {
+    this.#send.disabled = !this.#maySend || this.#prompt.value.trim() === ""
+    for (const starter of byId("welcome").querySelectorAll("button")) starter.disabled = !this.#maySend
+    for (const retry of this.#log.querySelectorAll("[data-action=retry]")) retry.disabled = !this.#maySend
+    this.#prompt.style.height = "auto"
+    this.#prompt.style.height = `${this.#prompt.scrollHeight}px`
+  }
+
+  #act(on, button) {
+    if (button === null) return
+    const root = button.closest(".turn")
+    const [turn] = [...this.#drawn].find(([, drawn]) => drawn.root === root)
+    if (button.dataset.action === "retry") on.retry(turn)
+    else copy(button, button.closest(".code")?.querySelector("code").textContent ?? turn.text)
+  }
+
+  #scrolled() {
+    const { scrollHeight, scrollTop, clientHeight } = this.#scroller
+    this.#follows = scrollHeight - scrollTop - clientHeight < AT_BOTTOM_PX
+    byId("jump").hidden = this.#follows
+  }
+
+  #follow() {
+    if (this.#follows) this.#toBottom()
+    else this.#scrolled()
+  }
+
+  #toBottom() {
+    this.#scroller.scrollTop = this.#scroller.scrollHeight
+  }
+}
+
+async function copy(button, text) {
+  const label = button.textContent
+  try {
+    await navigator.clipboard.writeText(text)
+    button.textContent = "Copied"
+  } catch {
+    // No clipboard: the page is on plain HTTP from another machine, or the browser's user refused it.
+    button.textContent = "Not allowed"
+  }
+  setTimeout(() => (button.textContent = label), COPIED_FOR_MS)
+}

@@ -1,0 +1,268 @@
+"""The Response object of OpenAI's Responses API, with this project's additions (``timings``).
+
+Typed after ``openai.types.responses.Response``; ``tests/unit/gateway/test_events.py`` validates it with
+the SDK's own types. Knows nothing of transports or of how a response is generated.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from gateway.generation import Ended, Generation
+from schemas.errors import ERRORS
+from schemas.ids import ResponseId
+from schemas.reply import Usage
+
+Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
+ItemStatus = Literal["in_progress", "completed", "incomplete"]
+Nothing = Annotated[list[Any], Meta(max_length=0)]  # features not served yet: always empty
+
+
+class TextFormat(msgspec.Struct, frozen=True, tag_field="type", tag="text"):
+    pass
+
+
+class TextConfig(msgspec.Struct, frozen=True):
+    format: TextFormat = TextFormat()
+
+
+class Echo(msgspec.Struct, frozen=True, kw_only=True):
+    """What the request said and the response repeats. Travels in the job as JSON text, so that any
+    gateway can rebuild the object; the defaults are OpenAI's."""
+
+    instructions: str | None = None
+    max_output_tokens: int | None = None
+    metadata: dict[str, str] = {}
+    temperature: float = 1.0
+    top_p: float = 1.0
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    store: bool = True
+    parallel_tool_calls: bool = True
+    tool_choice: str = "auto"
+
+
+class OutputText(msgspec.Struct, frozen=True, tag_field="type", tag="output_text"):
+    text: str
+    annotations: Nothing = []
+    logprobs: Nothing = []
+
+
+class OutputMessage(msgspec.Struct, frozen=True, tag_field="type", tag="message"):
+    id: str
+    status: ItemStatus
+    content: list[OutputText]
+    role: Literal["assistant"] = "assistant"
+
+
+class InputTokensDetails(msgspec.Struct, frozen=True):
+    cached_tokens: int
+    cache_write_tokens: int = 0
+
+
+class OutputTokensDetails(msgspec.Struct, frozen=True):
+    reasoning_tokens: int = 0
+
+
+class ResponseUsage(msgspec.Struct, frozen=True):
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    total_tokens: int
+    output_tokens_details: OutputTokensDetails = OutputTokensDetails()
+
+
+class ResponseError(msgspec.Struct, frozen=True):
+    """``code`` is one of ``schemas.errors``, wider than the SDK's list, which it does not enforce."""
+
+    code: str
+    message: str
+    type: str
+
+
+class IncompleteDetails(msgspec.Struct, frozen=True):
+    """``reason``: ``max_output_tokens`` or ``content_filter`` as at OpenAI; ours: ``cancelled``, ``deadline``."""
+
+    reason: str
+
+
+class Conversation(msgspec.Struct, frozen=True):
+    id: str
+
+
+class ResponseTimings(msgspec.Struct, frozen=True, kw_only=True):
+    """Milliseconds. ``edge_ms``: request received to job stored; ``ttft_ms``: received to first text."""
+
+    edge_ms: float
+    queue_ms: float
+    engine_queue_ms: float
+    prefill_ms: float
+    decode_ms: float
+    ttft_ms: float | None
+    total_ms: float
+
+
+class Response(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    created_at: int
+    status: Status
+    model: str
+    output: list[OutputMessage]
+    error: ResponseError | None
+    incomplete_details: IncompleteDetails | None
+    usage: ResponseUsage | None
+    conversation: Conversation | None
+    previous_response_id: str | None
+    instructions: str | None
+    max_output_tokens: int | None
+    metadata: dict[str, str]
+    temperature: float
+    top_p: float
+    user: str | None
+    safety_identifier: str | None
+    prompt_cache_key: str | None
+    store: bool
+    parallel_tool_calls: bool
+    tool_choice: str
+    completed_at: float | None = None
+    object: Literal["response"] = "response"
+    background: bool = False
+    tools: Nothing = []
+    text: TextConfig = TextConfig()
+    truncation: Literal["disabled"] = "disabled"
+    service_tier: Literal["default"] = "default"
+    timings: ResponseTimings | msgspec.UnsetType = msgspec.UNSET
+
+
+class Head(msgspec.Struct, frozen=True, kw_only=True):
+    """What is fixed once a response is accepted."""
+
+    id: ResponseId
+    created_unix_ms: int
+    model: str
+    conversation: str | None
+    previous_response_id: str | None
+    echo: Echo
+
+
+_echo = msgspec.json.Decoder(Echo)
+
+
+def head(response: ResponseId, created_unix_ms: int, model: str, generation: Generation) -> Head:
+    return Head(
+        id=response,
+        created_unix_ms=created_unix_ms,
+        model=model,
+        conversation=generation.conversation,
+        previous_response_id=generation.previous_response_id,
+        echo=_echo.decode(generation.echo),
+    )
+
+
+def item_id(response: ResponseId) -> str:
+    """The id of a response's message: a pure function, so that every gateway gives the same."""
+    return "msg_" + response.removeprefix("resp_")
+
+
+def running(head: Head, status: Status) -> Response:
+    """The object before its end; text is left to the events."""
+    return _build(head, status)
+
+
+def message(head: Head, status: ItemStatus, text: str | None) -> OutputMessage:
+    return OutputMessage(item_id(head.id), status, [] if text is None else [OutputText(text)])
+
+
+def ended(head: Head, end: Ended, text: str | None) -> Response:
+    """``text`` None: no message was opened (it failed or was cancelled before the first token)."""
+    status: Status = end.outcome
+    error = details = None
+    if end.outcome == "failed":
+        code = end.code or "internal_error"
+        error = ResponseError(code=code, message=end.message, type=error_type(code))
+    elif end.outcome != "completed":
+        reason = "max_output_tokens" if end.reason in ("length", None) else str(end.reason)
+        details = IncompleteDetails("cancelled" if end.outcome == "cancelled" else reason)
+    return _build(
+        head,
+        status,
+        output=[] if text is None else [message(head, item_end(end), text)],
+        error=error,
+        incomplete_details=details,
+        usage=_usage(end.usage),
+        completed_at=(head.created_unix_ms + end.total_ms) / 1000 if end.outcome == "completed" else None,
+        timings=_timings(end),
+    )
+
+
+def item_end(end: Ended) -> ItemStatus:
+    return "completed" if end.outcome == "completed" else "incomplete"
+
+
+def _build(
+    head: Head,
+    status: Status,
+    *,
+    output: list[OutputMessage] | None = None,
+    error: ResponseError | None = None,
+    incomplete_details: IncompleteDetails | None = None,
+    usage: ResponseUsage | None = None,
+    completed_at: float | None = None,
+    timings: ResponseTimings | msgspec.UnsetType = msgspec.UNSET,
+) -> Response:
+    echo = head.echo
+    return Response(
+        id=head.id,
+        created_at=head.created_unix_ms // 1000,
+        status=status,
+        model=head.model,
+        output=output or [],
+        error=error,
+        incomplete_details=incomplete_details,
+        usage=usage,
+        completed_at=completed_at,
+        timings=timings,
+        conversation=None if head.conversation is None else Conversation(head.conversation),
+        previous_response_id=head.previous_response_id,
+        instructions=echo.instructions,
+        max_output_tokens=echo.max_output_tokens,
+        metadata=echo.metadata,
+        temperature=echo.temperature,
+        top_p=echo.top_p,
+        user=echo.user,
+        safety_identifier=echo.safety_identifier,
+        prompt_cache_key=echo.prompt_cache_key,
+        store=echo.store,
+        parallel_tool_calls=echo.parallel_tool_calls,
+        tool_choice=echo.tool_choice,
+    )
+
+
+def error_type(code: str) -> str:
+    """A worker of another version may know codes that this gateway does not."""
+    return ERRORS.get(code, ERRORS["internal_error"]).type
+
+
+def _usage(usage: Usage) -> ResponseUsage:
+    return ResponseUsage(
+        input_tokens=usage.prompt_tokens,
+        input_tokens_details=InputTokensDetails(usage.cached_tokens),
+        output_tokens=usage.completion_tokens,
+        total_tokens=usage.prompt_tokens + usage.completion_tokens,
+    )
+
+
+def _timings(end: Ended) -> ResponseTimings:
+    return ResponseTimings(
+        edge_ms=round(end.edge_ms, 3),
+        queue_ms=round(end.timings.queue_ms, 3),
+        engine_queue_ms=round(end.timings.engine_queue_ms, 3),
+        prefill_ms=round(end.timings.prefill_ms, 3),
+        decode_ms=round(end.timings.decode_ms, 3),
+        ttft_ms=None if end.ttft_ms is None else round(end.ttft_ms, 3),
+        total_ms=round(end.total_ms, 3),
+    )

@@ -1,0 +1,116 @@
+"""Every configuration key, in one place: one TOML table (or ``HEADRACE_<SECTION>__<KEY>``) a section.
+
+Reading files and environment is ``broker/settings.py``; commented examples are in ``deploy/examples``.
+Units are in the names. A key that is not here is refused by name.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+Positive = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0)]
+Port = Annotated[int, Meta(ge=0, le=65535)]  # 0: a free one
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Nats(_Section):
+    """``url``: one or several, separated by commas. ``replicas`` 3 needs a cluster of three."""
+
+    url: str = "nats://127.0.0.1:4222"
+    credentials: str = ""  # path of a .creds file
+    user: str = ""
+    password: str = ""
+    replicas: Annotated[int, Meta(ge=1, le=5)] = 1
+    jobs_max_age_s: Seconds = 24 * 3600
+    jobs_max_messages: Positive = 1_000_000
+    jobs_max_bytes: Positive = 8 << 30
+    replies_max_age_s: Seconds = 2 * 3600
+    replies_max_bytes: Positive = 16 << 30
+    ack_wait_s: Seconds = 15
+
+
+class Redis(_Section):
+    url: str = "redis://127.0.0.1:6379/0"
+    timeout_s: Seconds = 0.5  # Redis is a cache: slower than this and the request goes on without it
+
+
+class Security(_Section):
+    """``secret`` keys every HMAC (session tokens, cache salts): the same on all gateways, at least 16
+    characters. Empty: a random one for this process, which only a single gateway can live with."""
+
+    secret: str = ""
+
+
+class Gateway(_Section):
+    host: str = "127.0.0.1"
+    port: Port = 8080
+    allow_unauthenticated: bool = False  # must be true to listen beyond loopback without auth
+    default_model: str = ""  # empty: the only one there is, or the first by name
+    default_max_tokens: Positive = 512
+    max_message_bytes: Positive = 1 << 20  # one request body or WebSocket message; larger: coded error
+    max_frame_bytes: Positive = 16 << 20  # WebSocket protocol limit; larger: close 1009
+    max_connections: Positive = 20_000
+    max_responses_per_connection: Positive = 32
+    deadline_s: Annotated[float, Meta(gt=0, le=3600)] = 300
+    disconnect_grace_s: Annotated[float, Meta(ge=0)] = 30
+    drain_s: Annotated[float, Meta(ge=0)] = 20
+    ping_interval_s: Seconds = 10
+    ping_timeout_s: Seconds = 30
+    conversation_rounds: Positive = 10
+    conversation_ttl_s: Seconds = 3600
+
+
+class Worker(_Section):
+    engine: Literal["vllm", "sim"] = "vllm"
+    model: str = "smollm2"  # hub id, local folder, or the name of a model made by `headrace model fetch`
+    served_name: str = ""  # what clients call it; empty: the model's own name
+    slots: Annotated[int, Meta(ge=0)] = 0  # 0: the engine's own max_num_seqs
+    host: str = "127.0.0.1"  # health and metrics
+    port: Port = 8081
+    presence_interval_s: Seconds = 2
+    drain_s: Annotated[float, Meta(ge=0)] = 20
+    confirm_interval_s: Seconds = 0.5  # one token message a response in this time asks for its ack
+    hang_timeout_s: Seconds = 30  # work in flight and no output for so long: the engine hangs
+    canary_interval_s: Seconds = 60  # idle for so long: one token is generated to see that it lives
+
+
+class Sim(_Section):
+    """The simulated engine: times of one request, shared batch, faults at start."""
+
+    name: str = "headrace-sim"
+    slots: Positive = 64
+    max_model_len: Positive = 32_768
+    prefill_us_per_token: Annotated[float, Meta(ge=0)] = 50
+    prefill_base_ms: Annotated[float, Meta(ge=0)] = 5
+    inter_token_ms: Annotated[float, Meta(ge=0)] = 20
+    mean_output_tokens: Annotated[int, Meta(ge=0)] = 120  # 0: only max_tokens ends a response
+    start_delay_s: Annotated[float, Meta(ge=0)] = 0
+    start_fault: Literal["", "crash", "hang"] = ""
+    crash_after_tokens: Annotated[int, Meta(ge=0)] = 0  # 0: never
+    hang_after_tokens: Annotated[int, Meta(ge=0)] = 0
+
+
+class Logging(_Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
+class Config(_Section):
+    """``vllm`` takes any field of vLLM's ``AsyncEngineArgs``; the worker checks the names at start."""
+
+    nats: Nats = Nats()
+    redis: Redis = Redis()
+    security: Security = Security()
+    gateway: Gateway = Gateway()
+    worker: Worker = Worker()
+    sim: Sim = Sim()
+    vllm: dict[str, Any] = {}
+    logging: Logging = Logging()

@@ -1,0 +1,84 @@
+"""The job: the durable request message of a response, and the dead letter it may become.
+
+Version rules, for every message of this package: a new field has a default, an unknown field is
+ignored, a field never changes its meaning. ``tests/unit/schemas`` holds the bytes of each message as
+they were first written; those bytes must decode for ever.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from schemas.ids import (
+    RESPONSE_PATTERN,
+    TENANT_PATTERN,
+    TOKEN_PATTERN,
+    GatewayId,
+    ModelToken,
+    ResponseId,
+    SessionToken,
+    TenantId,
+)
+from schemas.sampling import Sampling, Vocab
+
+Priority = Literal["interactive", "standard", "batch"]  # the queue's class
+Lane = Literal["fair", "over"]  # over: what a tenant sends above its share
+PRIORITIES: tuple[Priority, ...] = ("interactive", "standard", "batch")
+LANES: tuple[Lane, ...] = ("fair", "over")
+
+CODEC = "msgpack;v=1"  # value of the header Hr-Codec
+
+
+class Presentation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What any gateway needs to show this response exactly as the first one would.
+
+    ``stop``: stop strings, matched on text by gateways. ``echo``: JSON text of the request's fields that
+    the API repeats in its response object (metadata, instructions, temperature, …).
+    ``conversation``: the client's name for it; ``user_text``: this turn's input, kept so that a turn
+    whose gateway died can be folded into the conversation from the job and its reply log.
+    """
+
+    api: Literal["responses", "chat", "completions", "simple"]
+    stop: tuple[str, ...] = ()
+    echo: str = "{}"
+    conversation: str | None = None
+    previous_response_id: str | None = None
+    user_text: str = ""
+    store: bool = True
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag="job"):
+    """``prompt_ids``: the whole prompt, encoded once, at the edge. Times are unix milliseconds.
+    Everything that becomes part of a subject is checked as it is decoded."""
+
+    response: Annotated[ResponseId, Meta(pattern=RESPONSE_PATTERN)]
+    tenant: Annotated[TenantId, Meta(pattern=TENANT_PATTERN)]
+    session: Annotated[SessionToken, Meta(pattern=TOKEN_PATTERN)]
+    gateway: Annotated[GatewayId, Meta(pattern=TOKEN_PATTERN)]  # whose reply prefix the log stands under
+    model: Annotated[ModelToken, Meta(pattern=TOKEN_PATTERN)]
+    model_name: str  # as the client asked for it
+    priority: Priority = "interactive"
+    lane: Lane = "fair"
+    prompt_ids: tuple[Vocab, ...]
+    sampling: Sampling
+    presentation: Presentation
+    created_unix_ms: int
+    deadline_unix_ms: int
+    cache_salt: Annotated[str, Meta(max_length=64)] | None = None
+    traceparent: str | None = None
+    replay_of: ResponseId | None = None
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag="dead"):
+    """``job`` is the job's bytes as found (they may not decode). ``history``: one line per attempt."""
+
+    response: ResponseId
+    code: str
+    message: str
+    job: bytes
+    job_subject: str
+    history: tuple[str, ...] = ()
+    died_unix_ms: int = 0
