@@ -19,7 +19,9 @@ PREFIX = "HEADRACE_"
 _NOT_SETTINGS = {"HEADRACE_CONFIG", "HEADRACE_CACHE_DIR"}
 _OPEN_SECTION = "vllm"  # any key: the worker checks them against the engine's own arguments
 # Kubernetes puts these into every pod of a namespace that has a Service called headrace-something.
-_SERVICE_LINK = re.compile(r"HEADRACE_\w+?_(SERVICE_(HOST|PORT\w*)|PORT_\d+_(TCP|UDP|SCTP)\w*)|HEADRACE(_\w+)?_PORT")
+_SERVICE_LINK = re.compile(
+    r"HEADRACE_\w+?_(SERVICE_(HOST|PORT\w*)|PORT_\d+_(TCP|UDP|SCTP)\w*)|HEADRACE(_\w+)?_PORT"
+)
 
 Key = tuple[str, str]  # section and key
 
@@ -99,7 +101,9 @@ class _Reader:
 
     def add_environment(self, environ: Mapping[str, str]) -> None:
         for name, text in sorted(environ.items()):
-            if not name.startswith(PREFIX) or name in _NOT_SETTINGS or _SERVICE_LINK.fullmatch(name):
+            if not name.startswith(PREFIX) or name in _NOT_SETTINGS:
+                continue
+            if "__" not in name and _SERVICE_LINK.fullmatch(name):
                 continue
             section, separator, key = name.removeprefix(PREFIX).lower().partition("__")
             if section == _OPEN_SECTION and key:
@@ -144,7 +148,9 @@ def shown_values(config: Config) -> Iterator[tuple[str, str, object]]:
 
 def _closest(name: str, known: list[str] | tuple[str, ...]) -> str:
     close = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}" if len(known) < 20 else ""
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; known: {', '.join(known)}" if len(known) < 20 else ""
 
 
 def _explain(error: msgspec.ValidationError, type_: object) -> str:

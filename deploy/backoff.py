@@ -20,4 +20,4 @@ class Backoff:
         if healthy_s >= HEALTHY_S:
             self.crashes = 0
         self.crashes += 1
-        return min(FIRST_S * 2 ** min(self.crashes - 1, 16), LONGEST_S)
+        return min(FIRST_S * (1 << min(self.crashes - 1, 16)), LONGEST_S)

@@ -17,26 +17,24 @@ class PortTaken(Exception):
 class Ports:
     """Never gives the same port twice."""
 
-    def __init__(self, host: str) -> None:
-        self._host = host
+    def __init__(self) -> None:
         self._given: set[int] = set()
 
-    def exactly(self, port: int) -> int:
+    def exactly(self, host: str, port: int) -> int:
         """Raises ``PortTaken``."""
-        if not self._take(port):
-            raise PortTaken(f"port {port} on {self._host} is in use")
+        if not self._take(host, port):
+            raise PortTaken(f"port {port} on {host} is in use")
         return port
 
-    def at_or_above(self, port: int) -> int:
+    def at_or_above(self, host: str, port: int) -> int:
         """The first free one from ``port`` on; any free one for 0."""
-        candidates = range(port, 65536) if port else random.sample(_FREE_RANGE, k=1000)
-        for candidate in candidates:
-            if self._take(candidate):
+        for candidate in range(port, 65536) if port else random.sample(_FREE_RANGE, k=1000):
+            if self._take(host, candidate):
                 return candidate
-        raise PortTaken(f"no port from {port} on is free on {self._host}")
+        raise PortTaken(f"no port from {port} on is free on {host}")
 
-    def _take(self, port: int) -> bool:
-        if port in self._given or not _is_free(self._host, port):
+    def _take(self, host: str, port: int) -> bool:
+        if port in self._given or not _is_free(host, port):
             return False
         self._given.add(port)
         return True

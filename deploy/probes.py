@@ -1,4 +1,4 @@
-"""Asks a part whether it is ready, in the fewest bytes its protocol allows. False for any way of not answering."""
+"""Asks a part whether it is ready, in the fewest bytes its protocol allows. Not answering is a no."""
 
 from __future__ import annotations
 

@@ -24,9 +24,7 @@ class PartProcess:
         self._log_start = log_start
 
     @classmethod
-    async def start(
-        cls, argv: Sequence[str], environ: Mapping[str, str], log: Path | None
-    ) -> PartProcess:
+    async def start(cls, argv: Sequence[str], environ: Mapping[str, str], log: Path | None) -> PartProcess:
         """``log`` None: our own output. Call it on the main thread: the death signal is tied to the
         thread that forks. The group of its own keeps the terminal's Ctrl-C from it: we stop it in order."""
         command = (sys.executable, "-I", "-S", str(child.__file__), str(os.getpid()), *argv)

@@ -16,6 +16,8 @@ from deploy.supervisor import Keeper, State
 
 _STYLES: dict[State, str] = {"ready": "green", "crashed": "bold red", "stopped": "dim", "waiting": "dim"}
 
+_MARKS: dict[State, str] = {"ready": "✓", "crashed": "✗"}
+
 
 class Progress:
     """A ``supervisor.Report``. The table is there while parts start or stop; lines are there for good."""
@@ -52,11 +54,12 @@ class Progress:
         if self._live or keeper.state in ("crashed", "waiting"):
             return
         part = keeper.part
-        what = {
-            "starting": f"starting on port {part.port} (pid {keeper.pid})",
-            "stopping": "stopping" + (f", up to {part.drain_s:g} s to finish its work" if part.drain_s else ""),
-        }
-        self.line(f"{part.id}: {what.get(keeper.state, keeper.state)}")
+        if keeper.state == "starting":
+            self.line(f"{part.id}: starting on port {part.port} (pid {keeper.pid})")
+        elif keeper.state == "stopping" and part.drain_s:
+            self.line(f"{part.id}: stopping, with up to {part.drain_s:g} s to finish its work")
+        else:
+            self.line(f"{part.id}: {keeper.state}")
 
     def crashed(self, keeper: Keeper, how: str, last_lines: list[str], retry_s: float | None) -> None:
         next_ = "giving up" if retry_s is None else f"starting it again in {retry_s:g} s"
@@ -69,7 +72,7 @@ def _table(keepers: list[Keeper], spinner: Spinner, now_s: float) -> RenderableT
     table = Table.grid(padding=(0, 2))
     for keeper in keepers:
         busy = keeper.state in ("starting", "stopping")
-        mark: RenderableType = spinner if busy else Text({"ready": "✓", "crashed": "✗"}.get(keeper.state, "·"))
+        mark = spinner if busy else Text(_MARKS.get(keeper.state, "·"))
         state = Text(keeper.state, style=_STYLES.get(keeper.state, ""))
         note = f"port {keeper.part.port}"
         if busy:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -98,7 +99,7 @@ class Keeper:
         return status, healthy_s
 
     async def _probe(self) -> None:
-        while not await self.part.ready():
+        while not await self.part.ready():  # noqa: ASYNC110 - the part is another process, it sets no event
             await asyncio.sleep(_PROBE_INTERVAL_S)
         if self.state == "starting":
             self._enter("ready")
@@ -145,7 +146,7 @@ class Supervisor:
                 for keeper in stage:
                     keep = keeper.keep(settled=lambda: self.settled)
                     group.create_task(keep, name=f"keep {keeper.part.id}")
-                await self._until(lambda stage=stage: self._ending or all(k.state == "ready" for k in stage))
+                await self._until(partial(self._ready_or_ending, stage))
                 if self._ending:
                     break
             else:
@@ -178,6 +179,9 @@ class Supervisor:
             for keeper in keepers:
                 keeper.kill()
             await self._until(lambda: not any(keeper.running for keeper in keepers))
+
+    def _ready_or_ending(self, stage: Sequence[Keeper]) -> bool:
+        return self._ending or all(keeper.state == "ready" for keeper in stage)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():

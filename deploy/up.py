@@ -70,35 +70,43 @@ def make_plan(options: UpOptions, data_dir: DataDir) -> Plan:
         raise EngineMissing("vLLM is not installed: run `make install`, or take --engine sim")
     if not config.security.secret:
         environ["HEADRACE_SECURITY__SECRET"] = data_dir.secret()
-    # The usual ports where they are free, so that the nats command and others find them; if the gateway's
-    # may be any, so may these: then nothing collides with another one running.
-    anywhere = config.gateway.port == 0
-    ports, edge_ports = Ports(LOOPBACK), Ports(config.gateway.host)
-    first = edge_ports.at_or_above(0) if anywhere else edge_ports.exactly(config.gateway.port)
-    gateway_ports = [first]
-    for _ in range(1, options.gateways):
-        gateway_ports.append(edge_ports.at_or_above(0 if anywhere else gateway_ports[-1] + 1))
-    nats_port = ports.at_or_above(0 if anywhere else 4222)
-    redis_port = ports.at_or_above(0 if anywhere else 6379)
+    ports = _choose_ports(config, options)
     environ |= {
-        "HEADRACE_NATS__URL": f"nats://{LOOPBACK}:{nats_port}",
-        "HEADRACE_REDIS__URL": f"redis://{LOOPBACK}:{redis_port}/0",
+        "HEADRACE_NATS__URL": f"nats://{LOOPBACK}:{ports.nats}",
+        "HEADRACE_REDIS__URL": f"redis://{LOOPBACK}:{ports.redis}/0",
     }
-    above = 0 if anywhere else max(gateway_ports[-1] + 1, config.worker.port)
-    return Plan(
-        config,
-        environ,
-        f"http://{reachable_host(config.gateway.host)}:{first}",
-        (
-            (nats_part(config, data_dir.path, nats_port), redis_part(data_dir.path, redis_port)),
-            (
-                *(
-                    worker_part(config, number, ports.at_or_above(above), environ)
-                    for number in range(1, options.workers + 1)
-                ),
-                *(gateway_part(config, n, port, environ) for n, port in enumerate(gateway_ports, start=1)),
-            ),
-        ),
+    servers = (nats_part(config, data_dir.path, ports.nats), redis_part(data_dir.path, ports.redis))
+    workers = [worker_part(config, n, port, environ) for n, port in enumerate(ports.workers, start=1)]
+    gateways = [gateway_part(config, n, port, environ) for n, port in enumerate(ports.gateways, start=1)]
+    url = f"http://{reachable_host(config.gateway.host)}:{ports.gateways[0]}"
+    return Plan(config, environ, url, (servers, (*workers, *gateways)))
+
+
+@dataclass(frozen=True, slots=True)
+class _ChosenPorts:
+    nats: int
+    redis: int
+    workers: list[int]
+    gateways: list[int]
+
+
+def _choose_ports(config: Config, options: UpOptions) -> _ChosenPorts:
+    """The usual ports where they are free, so that the nats command and others find them. Where the
+    gateway's may be any, so may all: then nothing collides with another one running."""
+    ports = Ports()
+    host, first = config.gateway.host, config.gateway.port
+    if first == 0:
+        gateways = [ports.at_or_above(host, 0) for _ in range(options.gateways)]
+        nats, redis, above = 0, 0, 0
+    else:
+        gateways = [ports.exactly(host, first)]
+        gateways += [ports.at_or_above(host, first + n) for n in range(1, options.gateways)]
+        nats, redis, above = 4222, 6379, max(config.worker.port, max(gateways) + 1)
+    return _ChosenPorts(
+        nats=ports.at_or_above(LOOPBACK, nats),
+        redis=ports.at_or_above(LOOPBACK, redis),
+        workers=[ports.at_or_above(LOOPBACK, above) for _ in range(options.workers)],
+        gateways=gateways,
     )
 
 
@@ -200,5 +208,3 @@ class _Up:
             f"\nHeadrace is up: {url}\n"
             f"Open it in a browser, or chat here with `headrace chat{option}`. Ctrl-C stops everything."
         )
-
-

@@ -74,7 +74,7 @@ class ChatCompletion(SamplingFields, frozen=True, kw_only=True, forbid_unknown_f
     prompt_cache_key: Label | None = None
     n: int | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     service_tier: str | None = None
@@ -91,8 +91,9 @@ class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def parse_chat(raw: JsonObject) -> ChatCompletion:
     """Raises ``HeadraceError``; see ``parse_json`` for the codes."""
-    chat = to_request({**raw, "messages": _served(raw["messages"])} if "messages" in raw else raw, ChatCompletion,
-                      unsupported=UNSUPPORTED)
+    if "messages" in raw:
+        raw = {**raw, "messages": _served(raw["messages"])}
+    chat = to_request(raw, ChatCompletion, unsupported=UNSUPPORTED)
     _refuse_unserved(chat)
     return chat
 
@@ -117,7 +118,7 @@ def chat_generation(
     given = chat.max_completion_tokens or chat.max_tokens
     messages = tuple(ChatMessage(m.role, _text(m.content)) for m in chat.messages)
     if not any(message.content for message in messages):
-        raise HeadraceError("invalid_value", "messages: every message is empty; send some text.", param="messages")
+        raise HeadraceError("invalid_value", "messages: all are empty; send some text.", param="messages")
     echo = Echo(
         max_output_tokens=given,
         metadata=chat.metadata or {},
@@ -133,7 +134,9 @@ def chat_generation(
         tenant=tenant,
         model=chat.model or "",
         messages=messages,
-        sampling=chat.sampling(given or limits.default_max_tokens),
+        sampling=chat.sampling(
+            given or limits.default_max_tokens, logprobs=chat.top_logprobs or 0 if chat.logprobs else None
+        ),
         max_tokens_given=given is not None,
         stop=chat.stop_strings(),
         store=bool(chat.store),
@@ -189,8 +192,6 @@ def _unsupported(param: str, instead: str) -> HeadraceError:
 def _refuse_unserved(chat: ChatCompletion) -> None:
     refused = {
         "n": (chat.n not in (None, 1), "send one request for each choice"),
-        "logprobs": (bool(chat.logprobs), "log probabilities are not served"),
-        "top_logprobs": (bool(chat.top_logprobs), "log probabilities are not served"),
         "response_format": (
             chat.response_format is not None and chat.response_format.type != "text",
             "structured output is not served; use {'type': 'text'}",
@@ -204,10 +205,10 @@ def _refuse_unserved(chat: ChatCompletion) -> None:
             raise HeadraceError(
                 "unsupported_parameter", f"This value of {name!r} is not supported: {instead}.", param=name
             )
+    if chat.top_logprobs is not None and not chat.logprobs:
+        raise HeadraceError("invalid_request", "top_logprobs needs logprobs: true.", param="top_logprobs")
     if chat.stream_options is not None and not chat.stream:
-        raise HeadraceError(
-            "invalid_request", "stream_options needs stream: true.", param="stream_options"
-        )
+        raise HeadraceError("invalid_request", "stream_options needs stream: true.", param="stream_options")
 
 
 def _text(content: str | list[TextPart]) -> str:

@@ -48,7 +48,9 @@ def decode_object(data: bytes | str) -> JsonObject:
     return value
 
 
-def to_request(raw: JsonObject, into: type[Request], *, unsupported: Mapping[str, str] | None = None) -> Request:
+def to_request(
+    raw: JsonObject, into: type[Request], *, unsupported: Mapping[str, str] | None = None
+) -> Request:
     """An object to a surface's struct. Raises ``unknown_parameter`` (with the closest field),
     ``unsupported_parameter`` (``unsupported``: field to what to do instead; null counts as absent),
     ``invalid_request`` for a missing field, ``invalid_value`` or ``invalid_token_id`` for the rest."""
@@ -62,7 +64,8 @@ def to_request(raw: JsonObject, into: type[Request], *, unsupported: Mapping[str
         elif name not in unsupported:
             raise unknown_parameter(name, known)
         elif value is not None:
-            raise HeadraceError("unsupported_parameter", f"{name!r} is not supported: {unsupported[name]}.", param=name)
+            problem = f"{name!r} is not supported: {unsupported[name]}."
+            raise HeadraceError("unsupported_parameter", problem, param=name)
     try:
         return msgspec.convert(given, into)
     except RecursionError:
@@ -76,7 +79,8 @@ def unknown_parameter(name: str, known: Iterable[str], *, inside: str = "") -> H
     close = difflib.get_close_matches(shown, list(known), n=1, cutoff=0.6)
     hint = f" Did you mean {close[0]!r}?" if close else " Leave it out."
     path = f"{inside}.{shown}" if inside else shown
-    return HeadraceError("unknown_parameter", f"There is no parameter {shown!r}{_where(inside)}.{hint}", param=path)
+    problem = f"There is no parameter {shown!r}{_where(inside)}.{hint}"
+    return HeadraceError("unknown_parameter", problem, param=path)
 
 
 def _refused(text: str) -> HeadraceError:

@@ -6,9 +6,10 @@ repeated in the response object as a label, refused as unsupported with what to 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from gateway.generation import ChatMessage, Generation
 from gateway.parse_json import JsonObject, to_request
@@ -29,16 +30,18 @@ UNSUPPORTED = {
     "prompt_cache_options": "prefix caching is automatic",
     "prompt_cache_retention": "prefix caching is automatic",
     "reasoning": "reasoning settings are not served",
-    "top_logprobs": "log probabilities are not served",
 }
+
+LOGPROBS = "message.output_text.logprobs"
 
 
 class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``annotations`` and ``logprobs`` are allowed empty, as they are in an output that is sent back."""
+    """``annotations`` (always none) and ``logprobs``
+    come with an output that is sent back; a prompt has no use for either."""
 
     type: Literal["input_text", "output_text", "text"]
     text: str
-    annotations: list[Any] | None = None
+    annotations: Annotated[list[Any], Meta(max_length=0)] | None = None
     logprobs: list[Any] | None = None
 
 
@@ -90,6 +93,7 @@ class ResponseCreate(SamplingFields, frozen=True, kw_only=True, forbid_unknown_f
     service_tier: str | None = None
     tool_choice: str | dict[str, Any] | None = None
     tools: list[Any] | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     truncation: str | None = None
 
 
@@ -110,7 +114,9 @@ def to_generation(
     traceparent: str | None = None,
 ) -> Generation:
     """Raises ``HeadraceError`` where fields contradict each other."""
-    conversation = create.conversation.id if isinstance(create.conversation, ConversationRef) else create.conversation
+    conversation = create.conversation
+    if isinstance(conversation, ConversationRef):
+        conversation = conversation.id
     if conversation is not None and create.previous_response_id is not None:
         raise HeadraceError(
             "invalid_request",
@@ -118,14 +124,14 @@ def to_generation(
             param="previous_response_id",
         )
     if conversation == "":
-        raise HeadraceError("invalid_value", "conversation: give it a name, or leave it out.", param="conversation")
+        raise HeadraceError("invalid_value", "conversation: name it, or leave it out.", param="conversation")
     max_tokens = create.max_output_tokens or limits.default_max_tokens
     return Generation(
         api="responses",
         tenant=tenant,
         model=create.model or "",
         messages=_messages(create),
-        sampling=create.sampling(max_tokens),
+        sampling=create.sampling(max_tokens, logprobs=_logprobs(create)),
         max_tokens_given=create.max_output_tokens is not None,
         stop=create.stop_strings(),
         conversation=conversation,
@@ -164,7 +170,7 @@ def _refuse_unserved(create: ResponseCreate) -> None:
     refused = {
         "background": (bool(create.background), "stream instead, and resume if the connection breaks"),
         "generate": (create.generate is False, "leave it out"),
-        "include": (bool(create.include), "leave it out"),
+        "include": (bool(set(create.include or ()) - {LOGPROBS}), f"only {LOGPROBS!r} is"),
         "service_tier": (create.service_tier not in (None, "auto", "default"), "use 'auto'"),
         "tool_choice": (create.tool_choice not in (None, "auto", "none"), "tools are not served; use 'auto'"),
         "tools": (bool(create.tools), "tools are not served"),
@@ -194,19 +200,23 @@ def _text(content: str | list[TextPart]) -> str:
     return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
+def _logprobs(create: ResponseCreate) -> int | None:
+    """Alternatives per token; asking for any is asking for log probabilities, as is ``include``."""
+    if create.top_logprobs:
+        return create.top_logprobs
+    return 0 if create.include else None
+
+
 def _previous(given: str | None) -> ResponseId | None:
     if given is None:
         return None
     try:
         return parse_response_id(given)
     except HeadraceError as error:
-        raise HeadraceError("previous_response_not_found", error.message, param="previous_response_id") from None
+        code, param = "previous_response_not_found", "previous_response_id"
+        raise HeadraceError(code, error.message, param=param) from None
 
 
 def _echo(create: ResponseCreate) -> Echo:
-    given = {
-        name: value
-        for name in Echo.__struct_fields__
-        if (value := getattr(create, name)) is not None
-    }
+    given = {name: value for name in Echo.__struct_fields__ if (value := getattr(create, name)) is not None}
     return Echo(**given)

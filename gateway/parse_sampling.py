@@ -46,14 +46,13 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     stop_token_ids: Annotated[list[Vocab], Meta(max_length=MAX_STOP_TOKEN_IDS)] | None = None
     ignore_eos: bool | None = None
 
-    def sampling(self, max_tokens: int) -> Sampling:
+    def sampling(self, max_tokens: int, *, logprobs: int | None = None) -> Sampling:
         """Raises ``invalid_value`` and ``invalid_token_id``. Whether an id is in the model's vocabulary
         is checked where the model is known."""
         min_tokens = self.min_tokens or 0
         if min_tokens > max_tokens:
-            raise HeadraceError(
-                "invalid_value", f"min_tokens must be at most the token limit, {max_tokens}.", param="min_tokens"
-            )
+            problem = f"min_tokens must be at most the limit of tokens, {max_tokens}."
+            raise HeadraceError("invalid_value", problem, param="min_tokens")
         return Sampling(
             max_tokens=max_tokens,
             min_tokens=min_tokens,
@@ -65,6 +64,7 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             frequency_penalty=_or(self.frequency_penalty, 0.0),
             repetition_penalty=_or(self.repetition_penalty, 1.0),
             seed=self.seed,
+            logprobs=logprobs,
             logit_bias=_token_biases(self.logit_bias) if self.logit_bias else None,
             stop_token_ids=tuple(self.stop_token_ids or ()),
             ignore_eos=bool(self.ignore_eos),

@@ -12,12 +12,14 @@ import msgspec
 from msgspec import Meta
 
 from gateway.generation import Ended, Generation
+from gateway.token_logprobs import TokenLogprob
 from schemas.errors import ERRORS
 from schemas.ids import ResponseId
 from schemas.reply import Usage
 
 Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
+Memory = Literal["none", "on", "unavailable"]
 Nothing = Annotated[list[Any], Meta(max_length=0)]  # features not served yet: always empty
 
 
@@ -44,12 +46,13 @@ class Echo(msgspec.Struct, frozen=True, kw_only=True):
     store: bool = True
     parallel_tool_calls: bool = True
     tool_choice: str = "auto"
+    top_logprobs: int = 0
 
 
 class OutputText(msgspec.Struct, frozen=True, tag_field="type", tag="output_text"):
     text: str
     annotations: Nothing = []
-    logprobs: Nothing = []
+    logprobs: list[TokenLogprob] = []
 
 
 class OutputMessage(msgspec.Struct, frozen=True, tag_field="type", tag="message"):
@@ -85,7 +88,7 @@ class ResponseError(msgspec.Struct, frozen=True):
 
 
 class IncompleteDetails(msgspec.Struct, frozen=True):
-    """``reason``: ``max_output_tokens`` or ``content_filter`` as at OpenAI; ours: ``cancelled``, ``deadline``."""
+    """``reason``: OpenAI's ``max_output_tokens``, ``content_filter``; ours: ``cancelled``, ``deadline``."""
 
     reason: str
 
@@ -133,15 +136,19 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     background: bool = False
     tools: Nothing = []
     text: TextConfig = TextConfig()
+    top_logprobs: int
     truncation: Literal["disabled"] = "disabled"
     service_tier: Literal["default"] = "default"
+    memory: Memory
     timings: ResponseTimings | msgspec.UnsetType = msgspec.UNSET
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
-    """What is fixed once a response is accepted."""
+    """What is fixed once a response is accepted. ``memory``: whether the conversation is remembered;
+    ``unavailable`` tells that its store is away and this answer knows only this request."""
 
     id: ResponseId
+    memory: Memory = "none"
     created_unix_ms: int
     model: str
     conversation: str | None
@@ -152,9 +159,12 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
 _echo = msgspec.json.Decoder(Echo)
 
 
-def head(response: ResponseId, created_unix_ms: int, model: str, generation: Generation) -> Head:
+def head(
+    response: ResponseId, created_unix_ms: int, model: str, generation: Generation, memory: Memory = "none"
+) -> Head:
     return Head(
         id=response,
+        memory=memory,
         created_unix_ms=created_unix_ms,
         model=model,
         conversation=generation.conversation,
@@ -173,12 +183,12 @@ def running(head: Head, status: Status) -> Response:
     return _build(head, status)
 
 
-def message(head: Head, status: ItemStatus, text: str | None) -> OutputMessage:
-    return OutputMessage(item_id(head.id), status, [] if text is None else [OutputText(text)])
+def message(head: Head, status: ItemStatus, content: OutputText | None) -> OutputMessage:
+    return OutputMessage(item_id(head.id), status, [] if content is None else [content])
 
 
-def ended(head: Head, end: Ended, text: str | None) -> Response:
-    """``text`` None: no message was opened (it failed or was cancelled before the first token)."""
+def ended(head: Head, end: Ended, content: OutputText | None) -> Response:
+    """``content`` None: no message was opened (it failed or was cancelled before the first token)."""
     status: Status = end.outcome
     error = details = None
     if end.outcome == "failed":
@@ -190,7 +200,7 @@ def ended(head: Head, end: Ended, text: str | None) -> Response:
     return _build(
         head,
         status,
-        output=[] if text is None else [message(head, item_end(end), text)],
+        output=[] if content is None else [message(head, item_end(end), content)],
         error=error,
         incomplete_details=details,
         usage=_usage(end.usage),
@@ -239,6 +249,8 @@ def _build(
         store=echo.store,
         parallel_tool_calls=echo.parallel_tool_calls,
         tool_choice=echo.tool_choice,
+        top_logprobs=echo.top_logprobs,
+        memory=head.memory,
     )
 
 

@@ -6,16 +6,16 @@ import { Connection } from "./connection.js"
 import { View } from "./view.js"
 
 const MODELS_RETRY_MS = 2_000
-const SAVED_AS = "headrace.chat"
+const SAVED_AS = "headrace.chat.1" // the number changes with the form of chat.save()
 
 const chat = new Chat()
 const view = new View({
   send: (text) => begin(() => chat.ask(text, view.model, performance.now())),
   retry: (turn) => begin(() => chat.retry(turn, view.model, performance.now())),
-  stop: () => submit(chat.stop()),
+  stop: () => send(chat.stop()),
   newChat: () => {
     view.drawNotice(null)
-    submit(chat.reset())
+    send(chat.reset())
   },
   reconnect: () => connection.retryNow(),
 })
@@ -29,11 +29,11 @@ let frame = 0
 
 function begin(makeRequest) {
   view.drawNotice(null)
-  submit(makeRequest())
+  send(makeRequest())
 }
 
-function submit(event) {
-  if (event !== null) connection.send(event)
+function send(event) {
+  if (event !== null && !connection.send(event)) chat.lost()
   save()
   draw()
 }

@@ -21,14 +21,15 @@ export class View {
   #countdown = 0
   #connected = false
   #busy = false
+  #stopping = false
 
-  /** `on`: {send(text), stop(), newChat(), retry(turn), reconnect(), modelChosen()} */
+  /** `on`: {send(text), stop(), newChat(), retry(turn), reconnect()} */
   constructor(on) {
     byId("composer").addEventListener("submit", (event) => {
       event.preventDefault()
       this.#submit(on, this.#prompt.value)
     })
-    this.#prompt.addEventListener("input", () => this.#drawComposer())
+    this.#prompt.addEventListener("input", () => this.#grow())
     this.#prompt.addEventListener("keydown", (event) => {
       // An Enter that ends an input method's composition is not a send.
       if (event.key !== "Enter" || event.shiftKey || event.isComposing) return
@@ -82,8 +83,10 @@ export class View {
   }
 
   drawBusy(busy, stopping) {
+    if (busy === this.#busy && stopping === this.#stopping) return
     const stopHadFocus = document.activeElement === this.#stop
     this.#busy = busy
+    this.#stopping = stopping
     this.#send.hidden = busy
     this.#stop.hidden = !busy
     this.#stop.disabled = stopping
@@ -129,7 +132,7 @@ export class View {
     if (!this.#maySend || text.trim() === "") return
     this.#prompt.value = ""
     this.#follows = true
-    this.#drawComposer()
+    this.#grow()
     this.#prompt.focus()
     on.send(text.trim())
   }
@@ -138,16 +141,21 @@ export class View {
     this.#send.disabled = !this.#maySend || this.#prompt.value.trim() === ""
     for (const starter of byId("welcome").querySelectorAll("button")) starter.disabled = !this.#maySend
     for (const retry of this.#log.querySelectorAll("[data-action=retry]")) retry.disabled = !this.#maySend
+  }
+
+  #grow() {
     this.#prompt.style.height = "auto"
     this.#prompt.style.height = `${this.#prompt.scrollHeight}px`
+    this.#drawComposer()
   }
 
   #act(on, button) {
     if (button === null) return
     const root = button.closest(".turn")
     const [turn] = [...this.#drawn].find(([, drawn]) => drawn.root === root)
-    if (button.dataset.action === "retry") on.retry(turn)
-    else copy(button, button.closest(".code")?.querySelector("code").textContent ?? turn.text)
+    if (button.dataset.action === "retry") {
+      if (this.#maySend) on.retry(turn)
+    } else copy(button, button.closest(".code")?.querySelector("code").textContent ?? turn.text)
   }
 
   #scrolled() {
@@ -167,7 +175,7 @@ export class View {
 }
 
 async function copy(button, text) {
-  const label = button.textContent
+  button.dataset.label ??= button.textContent
   try {
     await navigator.clipboard.writeText(text)
     button.textContent = "Copied"
@@ -175,5 +183,5 @@ async function copy(button, text) {
     // No clipboard: the page is on plain HTTP from another machine, or the browser's user refused it.
     button.textContent = "Not allowed"
   }
-  setTimeout(() => (button.textContent = label), COPIED_FOR_MS)
+  setTimeout(() => (button.textContent = button.dataset.label), COPIED_FOR_MS)
 }

@@ -1,0 +1,216 @@
+"""Updates of a response to the events of the Responses API. Pure: the same updates give the same events.
+
+Numbers follow ``gateway/cursor.py``, so that a client may resume behind any event it has seen, on any
+gateway: ``created`` 0, ``queued`` 1, ``in_progress`` 2; item and part are opened by token 1 (1000, 1001)
+and its delta is 1002; a later delta has 1000·k of the last token in it; then the events of the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import msgspec
+
+from gateway.cursor import cursor, ending, token_of
+from gateway.generation import Ended, Started, Text, Update
+from gateway.responses_object import (
+    Head,
+    OutputMessage,
+    OutputText,
+    Response,
+    Status,
+    ended,
+    item_end,
+    item_id,
+    message,
+    running,
+)
+from gateway.token_logprobs import Spelling, TokenLogprob, show
+from schemas.reply import TokenLogprobs
+
+CREATED, QUEUED, IN_PROGRESS = cursor(0, 0), cursor(0, 1), cursor(0, 2)
+ITEM_ADDED, PART_ADDED, FIRST_DELTA = cursor(1, 0), cursor(1, 1), cursor(1, 2)
+
+Lane = str | msgspec.UnsetType  # ``stream_id``: the client's name for the request's lane on its WebSocket
+
+
+class Completion(Protocol):
+    """What a response has released so far, whoever reads it; the closing events repeat all of it."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def ids(self) -> Sequence[int]: ...
+    @property
+    def logprobs(self) -> Sequence[TokenLogprobs]: ...
+
+
+class ResponseEvent(msgspec.Struct, frozen=True):
+    type: Literal[
+        "response.created",
+        "response.queued",
+        "response.in_progress",
+        "response.completed",
+        "response.incomplete",
+        "response.failed",
+    ]
+    sequence_number: int
+    response: Response
+    stream_id: Lane
+
+
+class ItemEvent(msgspec.Struct, frozen=True):
+    type: Literal["response.output_item.added", "response.output_item.done"]
+    sequence_number: int
+    item: OutputMessage
+    stream_id: Lane
+    output_index: int = 0
+
+
+class PartEvent(msgspec.Struct, frozen=True):
+    type: Literal["response.content_part.added", "response.content_part.done"]
+    sequence_number: int
+    item_id: str
+    part: OutputText
+    stream_id: Lane
+    output_index: int = 0
+    content_index: int = 0
+
+
+class TextDelta(msgspec.Struct, frozen=True):
+    sequence_number: int
+    item_id: str
+    delta: str
+    logprobs: list[TokenLogprob]
+    stream_id: Lane
+    type: Literal["response.output_text.delta"] = "response.output_text.delta"
+    output_index: int = 0
+    content_index: int = 0
+
+
+class TextDone(msgspec.Struct, frozen=True):
+    sequence_number: int
+    item_id: str
+    text: str
+    logprobs: list[TokenLogprob]
+    stream_id: Lane
+    type: Literal["response.output_text.done"] = "response.output_text.done"
+    output_index: int = 0
+    content_index: int = 0
+
+
+Event = ResponseEvent | ItemEvent | PartEvent | TextDelta | TextDone
+_TERMINAL: dict[str, Literal["response.completed", "response.incomplete", "response.failed"]] = {
+    "completed": "response.completed",
+    "incomplete": "response.incomplete",
+    "cancelled": "response.incomplete",
+    "failed": "response.failed",
+}
+
+
+def seen_tokens(after: int) -> int:
+    """Where a reader starts whose client has seen the events up to number ``after``: behind the token
+    whose text that event showed. Item and part are caused by token 1 but show none of its text."""
+    return 0 if after < FIRST_DELTA else token_of(after)
+
+
+def whole(completion: Completion, spelling: Spelling) -> OutputText:
+    return OutputText(completion.text, logprobs=show(completion.ids, completion.logprobs, spelling))
+
+
+class ResponseEvents:
+    """One reader's events. ``after``: the last ``sequence_number`` that its client has seen (-1: none);
+    feed it the updates behind ``seen_tokens(after)``, and events up to ``after`` are left out."""
+
+    def __init__(
+        self,
+        head: Head,
+        completion: Completion,
+        spelling: Spelling,
+        *,
+        after: int = -1,
+        stream_id: str | None = None,
+    ) -> None:
+        self._head = head
+        self._completion = completion
+        self._spelling = spelling
+        self._after = after
+        self._lane: Lane = msgspec.UNSET if stream_id is None else stream_id
+        self._item_id = item_id(head.id)
+        self._in_progress = False
+        self._open = False
+
+    def opening(self) -> list[Event]:
+        """Sent as soon as the response is accepted."""
+        return self._unseen(
+            [self._plain("response.created", CREATED), self._plain("response.queued", QUEUED)]
+        )
+
+    def feed(self, update: Update) -> list[Event]:
+        match update:
+            case Text():
+                return self._unseen(self._text(update))
+            case Ended():
+                return self._unseen(self._end(update))
+            case Started():
+                return self._unseen(self._start())
+
+    def _unseen(self, events: list[Event]) -> list[Event]:
+        if self._after < 0:
+            return events
+        return [event for event in events if event.sequence_number > self._after]
+
+    def _plain(
+        self, kind: Literal["response.created", "response.queued", "response.in_progress"], number: int
+    ) -> Event:
+        status: Status = "in_progress" if kind == "response.in_progress" else "queued"
+        return ResponseEvent(kind, number, running(self._head, status), self._lane)
+
+    def _start(self) -> list[Event]:
+        if self._in_progress:
+            return []
+        self._in_progress = True
+        return [self._plain("response.in_progress", IN_PROGRESS)]
+
+    def _text(self, update: Text) -> list[Event]:
+        events = self._start()
+        if not self._open:
+            events += self._opened(ITEM_ADDED, PART_ADDED)
+        if update.text or update.logprobs:
+            number = FIRST_DELTA if update.end_token == 1 else cursor(update.end_token)
+            logprobs = show(update.token_ids, update.logprobs, self._spelling) if update.logprobs else []
+            events.append(TextDelta(number, self._item_id, update.text, logprobs, self._lane))
+        return events
+
+    def _opened(self, item_number: int, part_number: int) -> list[Event]:
+        self._open = True
+        item = message(self._head, "in_progress", None)
+        return [
+            ItemEvent("response.output_item.added", item_number, item, self._lane),
+            PartEvent("response.content_part.added", part_number, self._item_id, OutputText(""), self._lane),
+        ]
+
+    def _end(self, end: Ended) -> list[Event]:
+        number = ending(end.total)
+        events: list[Event] = []
+        if end.total > 0 and not self._open:
+            events += self._opened(ITEM_ADDED, PART_ADDED)  # its tokens released no text
+        elif end.total == 0 and end.outcome == "completed":
+            events += self._opened(number, number + 1)  # empty, and yet a message
+            number += 2
+        content: OutputText | None = None
+        if self._open:
+            content = whole(self._completion, self._spelling)
+            events += self._closed(content, end, number)
+            number += 3
+        response = ended(self._head, end, content)
+        return [*events, ResponseEvent(_TERMINAL[end.outcome], number, response, self._lane)]
+
+    def _closed(self, content: OutputText, end: Ended, number: int) -> list[Event]:
+        item = message(self._head, item_end(end), content)
+        return [
+            TextDone(number, self._item_id, content.text, content.logprobs, self._lane),
+            PartEvent("response.content_part.done", number + 1, self._item_id, content, self._lane),
+            ItemEvent("response.output_item.done", number + 2, item, self._lane),
+        ]

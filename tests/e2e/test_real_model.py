@@ -1,0 +1,136 @@
+"""The product as it is: SmolLM2 on the real vLLM behind a real queue, spoken to by the official SDK."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from openai import AsyncOpenAI
+from playwright.async_api import Browser
+
+from tests.e2e.stack import Stack
+
+MODEL = "SmolLM2-135M-Instruct"
+CAPITAL = "What is the capital of France?"
+
+pytestmark = pytest.mark.timeout(600)  # the first start prepares the model
+
+
+@pytest.fixture
+async def client(real_stack: Stack) -> AsyncIterator[AsyncOpenAI]:
+    async with AsyncOpenAI(base_url=f"{real_stack.url}/v1", api_key="unused") as client:
+        yield client
+
+
+async def ask(client: AsyncOpenAI, question: str, *, conversation: str) -> str:
+    response = await client.responses.create(
+        model=MODEL, input=question, conversation=conversation, temperature=0, max_output_tokens=40
+    )
+    assert response.status in ("completed", "incomplete")
+    return response.output_text
+
+
+async def test_websocket_streams_with_the_official_sdk(client: AsyncOpenAI) -> None:
+    async with client.responses.connect() as connection:
+        await connection.response.create(model=MODEL, input=CAPITAL, temperature=0, max_output_tokens=30)
+        kinds: list[str] = []
+        text = ""
+        cursors: list[int] = []
+        async for event in connection:
+            kinds.append(event.type)
+            if event.type != "response.queued":
+                cursors.append(event.sequence_number)
+            if event.type == "response.output_text.delta":
+                text += event.delta
+            if event.type in ("response.completed", "response.incomplete", "response.failed"):
+                assert event.response.output_text == text
+                assert event.response.usage is not None
+                assert event.response.usage.output_tokens > 3
+                break
+    assert "Paris" in text
+    assert kinds[0] == "response.created"
+    assert kinds.count("response.output_text.delta") > 3
+    assert cursors == sorted(set(cursors))
+
+
+async def test_every_surface_gives_the_same_greedy_text(client: AsyncOpenAI) -> None:
+    request = {"model": MODEL, "input": CAPITAL, "temperature": 0, "max_output_tokens": 30}
+    whole = await client.responses.create(**request)  # type: ignore[call-overload]
+    again = await client.responses.create(**request)  # type: ignore[call-overload]
+    streamed = ""
+    async for event in await client.responses.create(**request, stream=True):  # type: ignore[call-overload]
+        if event.type == "response.output_text.delta":
+            streamed += event.delta
+    messages = [{"role": "user", "content": CAPITAL}]
+    chat = await client.chat.completions.create(  # type: ignore[call-overload]
+        model=MODEL, messages=messages, temperature=0, max_tokens=30
+    )
+    chunks = await client.chat.completions.create(  # type: ignore[call-overload]
+        model=MODEL,
+        messages=messages,
+        temperature=0,
+        max_tokens=30,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunked, usage = "", None
+    async for chunk in chunks:
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            chunked += choice.delta.content or ""
+    assert "Paris" in whole.output_text
+    assert {again.output_text, streamed, chat.choices[0].message.content, chunked} == {whole.output_text}
+    assert usage is not None
+    assert usage.completion_tokens == chat.usage.completion_tokens == whole.usage.output_tokens
+
+
+async def test_a_conversation_remembers_a_name(client: AsyncOpenAI) -> None:
+    conversation = f"conv_{secrets.token_hex(8)}"
+    await ask(client, "Hello, my name is Marguerite.", conversation=conversation)
+    assert "Marguerite" in await ask(client, "What is my name?", conversation=conversation)
+    other = f"conv_{secrets.token_hex(8)}"
+    assert "Marguerite" not in await ask(client, "What is my name?", conversation=other)
+
+
+async def test_a_second_turn_extends_the_first_ones_tokens(client: AsyncOpenAI) -> None:
+    """previous_response_id continues, and the engine's prefix cache finds the first turn."""
+    story = "Tell me about rivers, lakes, canals and the turbines of old water mills. " * 4
+    first = await client.responses.create(model=MODEL, input=story, temperature=0, max_output_tokens=60)
+    second = await client.responses.create(
+        model=MODEL, input="Go on.", previous_response_id=first.id, temperature=0, max_output_tokens=10
+    )
+    assert first.usage is not None
+    assert second.usage is not None
+    told = first.usage.input_tokens + first.usage.output_tokens
+    assert second.usage.input_tokens > told
+    assert second.usage.input_tokens_details.cached_tokens >= told - 64  # whole blocks of 32 tokens
+
+
+async def test_sixteen_at_once_answer_as_one_alone(client: AsyncOpenAI) -> None:
+    questions = [f"Name {count} animals." for count in range(2, 6)]
+
+    async def answer(question: str) -> str:
+        response = await client.responses.create(
+            model=MODEL, input=question, temperature=0, max_output_tokens=24
+        )
+        return response.output_text
+
+    alone = [await answer(question) for question in questions]
+    together = await asyncio.gather(*(answer(question) for question in questions * 4))
+    assert together == alone * 4
+
+
+async def test_the_page_chats_with_the_real_model(
+    real_stack: Stack, browser: Browser, artifacts: Path
+) -> None:
+    page = await browser.new_page(viewport={"width": 1100, "height": 800})
+    await page.goto(real_stack.url)
+    box = page.get_by_role("textbox")
+    await box.fill(CAPITAL)
+    await box.press("Enter")
+    await page.get_by_text("Paris").first.wait_for(timeout=60_000)
+    await page.screenshot(path=artifacts / "page-real-model.png")
+    await page.close()

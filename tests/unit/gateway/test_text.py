@@ -1,0 +1,139 @@
+"""Released text is a function of the ids: checked against decoding ids[:k] from scratch."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from gateway.text import Detokenizer, TextStream, complete
+from tests.unit.gateway.tokenizers_built import SPECIAL, byte_fallback, byte_level, metaspace
+
+BYTES = Detokenizer(byte_level())
+VOCAB = byte_level().get_vocab_size(with_added_tokens=True)
+RAW = {raw: id_ for id_ in range(len(SPECIAL), VOCAB) if len(raw := BYTES.token_bytes(id_)) == 1}
+
+token_ids = st.lists(st.integers(0, VOCAB + 3), max_size=60)
+spelled = st.text(max_size=20).map(lambda text: [RAW[bytes((b,))] for b in text.encode()])  # a token a byte
+encoded = st.text(max_size=40).map(lambda text: byte_level().encode(text).ids)
+completions = st.lists(st.one_of(token_ids, spelled, encoded), max_size=4).map(lambda parts: sum(parts, []))
+stops = st.lists(st.text(alphabet="abSTOP\n: é你", min_size=1, max_size=5), max_size=3)
+
+
+def scratch(tokenizer: Tokenizer, ids: list[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def without_open_character(detokenizer: Detokenizer, ids: list[int], full: str) -> str:
+    """The full decoding less the U+FFFD of a character that more bytes could still complete."""
+    special = {byte_level().token_to_id(token) for token in SPECIAL}
+    raw = b"".join(detokenizer.token_bytes(id_) for id_ in ids if id_ not in special)
+    for length in (1, 2, 3):
+        end = raw[-length:]
+        if len(end) == length and any(can_complete(end + more) for more in (b"\x80", b"\xa0", b"\x90", b"\x80\x80",
+                                      b"\xa0\x80", b"\x90\x80", b"\x90\x80\x80", b"\x80\x80\x80")):  # fmt: skip
+            return full[:-1]
+    return full
+
+
+def can_complete(data: bytes) -> bool:
+    try:
+        return len(data.decode()) == 1
+    except UnicodeDecodeError:
+        return False
+
+
+def expected(full: str, stop: list[str]) -> str:
+    """By the definition: the longest beginning that does not end in the beginning of a stop string."""
+    for cut in range(len(full)):
+        if any(s.startswith(full[cut:]) for s in stop):
+            return full[:cut]
+    return full
+
+
+@settings(max_examples=300, deadline=None)
+@given(completions)
+def test_released_is_the_longest_complete_decoding(ids: list[int]) -> None:
+    stream, released = TextStream(BYTES), ""
+    for k, id_ in enumerate(ids, start=1):
+        released += stream.push(id_)
+        assert released == without_open_character(BYTES, ids[:k], scratch(byte_level(), ids[:k]))
+    assert released + stream.finish() == scratch(byte_level(), ids)
+
+
+@settings(max_examples=400, deadline=None)
+@given(completions, stops)
+def test_stop_strings_by_definition(ids: list[int], stop: list[str]) -> None:
+    stream, released = TextStream(BYTES, stop), ""
+    for k, id_ in enumerate(ids, start=1):
+        released += stream.push(id_)
+        decoded = without_open_character(BYTES, ids[:k], scratch(byte_level(), ids[:k]))
+        found = [at for s in stop if (at := decoded.find(s)) >= 0]
+        if found:
+            assert stream.stopped
+            assert released == decoded[: min(found)]
+            assert stream.push(RAW[b"x"]) == stream.finish() == ""
+            return
+        assert not stream.stopped
+        assert released == expected(decoded, stop)
+    full = scratch(byte_level(), ids)
+    found = [at for s in stop if (at := full.find(s)) >= 0]
+    assert released + stream.finish() == (full[: min(found)] if found else full)
+
+
+@settings(max_examples=300, deadline=None)
+@given(completions, stops)
+def test_kept_tokens_and_tail_spell_the_text(ids: list[int], stop: list[str]) -> None:
+    done = complete(BYTES, ids, stop)
+    assert BYTES.decode(ids[: done.exact]) + done.tail == done.text
+    assert done.exact <= done.total <= len(ids)
+    if not done.stopped:
+        assert (done.exact, done.tail) == (len(ids), "")
+
+
+@pytest.mark.parametrize(
+    ("pieces", "stop", "text", "total"),
+    [
+        (["Hello", " ST", "OP", " more"], "STOP", "Hello ", 3),
+        (["Hello", " world", "!"], "o w", "Hell", 2),  # spans two tokens, begins inside the first
+        (["aaa", "ab", "c"], "aab", "aa", 2),  # the beginning overlaps itself
+        (["S", "T", "x", "STOP"], "STOP", "STx", 4),  # a false start is released
+        (["no", "ne"], "STOP", "none", 2),
+    ],
+)
+def test_stop_cases(pieces: list[str], stop: str, text: str, total: int) -> None:
+    ids = [id_ for piece in pieces for id_ in byte_level().encode(piece).ids]
+    ends = []  # tokens up to the end of each piece
+    for piece in pieces:
+        ends.append(len(byte_level().encode(piece).ids) + (ends[-1] if ends else 0))
+    done = complete(BYTES, ids, [stop])
+    assert done.text == text
+    assert done.total <= ends[total - 1]
+    assert done.total > (ends[total - 2] if total > 1 else 0)
+
+
+def test_added_and_special_tokens() -> None:
+    ids = byte_level().encode("a<tool_call><|im_end|>two words").ids
+    assert BYTES.decode(ids) == "a<tool_call>two words"
+    assert BYTES.token_bytes(byte_level().token_to_id("<|im_end|>")) == b"<|im_end|>"
+    assert BYTES.token_bytes(10**6) == b""
+
+
+def test_byte_fallback_equals_the_library_on_valid_text() -> None:
+    tokenizer = byte_fallback()
+    detokenizer = Detokenizer(tokenizer)
+    of = tokenizer.token_to_id
+    ids = [of("▁Hello"), of("<0xE4>"), of("<0xBD>"), of("<0xA0>"), of("</s>"), of("▁world"), of("▁▁"), of("é")]
+    assert detokenizer.decode(ids) == scratch(tokenizer, ids) == "Hello你 world  é"
+    stream = TextStream(detokenizer)
+    assert [stream.push(id_) for id_ in ids] == ["Hello", "", "", "你", "", " world", "  ", "é"]
+    # bytes that DecodeStream raises on: it takes back a character it has already given out
+    assert detokenizer.decode([*ids[:4], of("<0xFF>"), of("a")]) == "Hello你\ufffda"
+
+
+@given(st.lists(st.integers(0, 7), max_size=30))
+def test_other_kinds_go_through_decode_stream(ids: list[int]) -> None:
+    detokenizer = Detokenizer(metaspace())
+    stream = TextStream(detokenizer)
+    assert "".join([stream.push(id_) for id_ in ids]) + stream.finish() == scratch(metaspace(), ids)
