@@ -74,7 +74,7 @@ class Broker:
         self.js: JetStreamContext = self.nc.jetstream()
         self.epoch = 0
         self._on_reconnect: list[Callable[[], None]] = []
-        self._up = asyncio.Event()
+        self._up = asyncio.Event()  # connected, or gone for good
         self._closing = False
         self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._last_error = "no answer"
@@ -132,8 +132,7 @@ class Broker:
             if self._up.is_set():  # broken a moment ago, and nats-py has not said so yet
                 await asyncio.sleep(RECONNECT_WAIT_S)
             else:
-                await asyncio.wait({up := asyncio.ensure_future(self._up.wait()), self._gone}, return_when="FIRST_COMPLETED")
-                up.cancel()
+                await self._up.wait()
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         """``callback`` is called after every reconnect, subscriptions being in place; it must not block."""
@@ -217,6 +216,7 @@ class Broker:
         self._fail_waiting()
         if not self._gone.done():
             self._gone.set_result(None)
+        self._up.set()
 
     def _fail_waiting(self) -> None:
         for inbox, waiter in self._waiting.items():
@@ -232,7 +232,9 @@ class Broker:
             log.info("nats: %s", text)  # once, not at every attempt
         self._last_error = text
         if "authorization violation" in text.lower() and not self._inbox:
-            raise BrokerUnavailable(f"{self.config.url} refuses these credentials; see nats.credentials, nats.user")
+            raise BrokerUnavailable(
+                f"{self.config.url} refuses these credentials; see nats.credentials, nats.user"
+            )
 
     async def _disconnected(self) -> None:
         metrics.BROKER_CONNECTED.set(0)

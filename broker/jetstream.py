@@ -8,7 +8,7 @@ nats-io/nats-architecture-and-design. Must not know any stream of Headrace.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
@@ -96,7 +96,9 @@ def _raise_failure(data: bytes) -> None:
         raise ApiError(error.code, error.err_code, error.description)
 
 
-async def call(broker: Broker, subject: str, payload: bytes, answer: type[T], timeout_s: float = API_TIMEOUT_S) -> T:
+async def call(
+    broker: Broker, subject: str, payload: bytes, answer: type[T], timeout_s: float = API_TIMEOUT_S
+) -> T:
     """One request to ``$JS.API.<subject>``. Raises ``ApiError`` or ``NoAnswer``."""
     msg = await broker.request(f"{API}.{subject}", payload, timeout_s=timeout_s)
     _raise_failure(msg.data)
@@ -104,7 +106,12 @@ async def call(broker: Broker, subject: str, payload: bytes, answer: type[T], ti
 
 
 async def publish(
-    broker: Broker, subject: str, data: bytes, headers: Headers | None = None, *, timeout_s: float = PUBLISH_TRY_S
+    broker: Broker,
+    subject: str,
+    data: bytes,
+    headers: Headers | None = None,
+    *,
+    timeout_s: float = PUBLISH_TRY_S,
 ) -> PubAck:
     """One try. Raises ``ApiError`` (not stored) or ``NoAnswer`` (unknown, unless nobody listens)."""
     msg = await broker.request(subject, data, timeout_s=timeout_s, headers=headers)
@@ -125,7 +132,9 @@ async def publish_until_stored(
     while True:
         left_s = PUBLISH_TRY_S if give_up is None else give_up - loop.time()
         try:
-            return await publish(broker, subject, data, headers, timeout_s=max(0.001, min(PUBLISH_TRY_S, left_s)))
+            return await publish(
+                broker, subject, data, headers, timeout_s=max(0.001, min(PUBLISH_TRY_S, left_s))
+            )
         except (NoAnswer, ApiError) as error:
             if isinstance(error, ApiError) and not error.passing:
                 raise
@@ -159,10 +168,14 @@ async def last_messages(broker: Broker, stream: str, filters: Sequence[str]) -> 
     return found
 
 
-async def messages(broker: Broker, stream: str, subject_filter: str, *, first_seq: int = 1) -> AsyncIterator[StoredMessage]:
+async def messages(
+    broker: Broker, stream: str, subject_filter: str, *, first_seq: int = 1
+) -> AsyncIterator[StoredMessage]:
     """Every stored message from ``first_seq`` on that matches, in stream order, in batches of 1,000."""
     while True:
-        payload = msgspec.json.encode({"seq": max(1, first_seq), "next_by_subj": subject_filter, "batch": BATCH})
+        payload = msgspec.json.encode(
+            {"seq": max(1, first_seq), "next_by_subj": subject_filter, "batch": BATCH}
+        )
         found, more = await _batch(broker, stream, payload)
         for message in found:
             yield message

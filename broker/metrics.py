@@ -78,18 +78,26 @@ WORKER = RequestMetrics("worker", "job pulled")
 ERRORS = Counter("headrace_errors", "Errors told to clients or written to logs, by code", ["code"])
 CONNECTIONS = Gauge("headrace_gateway_connections", "Open client WebSockets")
 RESUMES = Counter("headrace_gateway_resumes", "Streams resumed by a client")
-CACHE_DEGRADED = Gauge("headrace_gateway_redis_degraded", "1 while Redis does not answer and chat has no memory")
+CACHE_DEGRADED = Gauge(
+    "headrace_gateway_redis_degraded", "1 while Redis does not answer and chat has no memory"
+)
 WORKERS_ALIVE = Gauge("headrace_workers_alive", "Workers seen in the last three intervals", ["model"])
 SLOTS = Gauge("headrace_worker_slots", "Requests that run at once", ["model"])
 KV_CACHE = Gauge("headrace_worker_kv_cache_usage_ratio", "KV cache in use, 0 to 1", ["model"])
-REDELIVERED = Counter("headrace_worker_jobs_redelivered", "Jobs pulled that had been delivered before", ["model"])
+REDELIVERED = Counter(
+    "headrace_worker_jobs_redelivered", "Jobs pulled that had been delivered before", ["model"]
+)
 
 BROKER_CONNECTED = Gauge("headrace_broker_connected", "1 while the NATS connection is up")
 BROKER_RECONNECTS = Counter("headrace_broker_reconnects", "Reconnects to NATS")
-BROKER_DROPPED = Counter("headrace_broker_dropped_messages", "Messages the NATS client dropped: read too slowly")
+BROKER_DROPPED = Counter(
+    "headrace_broker_dropped_messages", "Messages the NATS client dropped: read too slowly"
+)
 PULL_RESETS = Counter("headrace_broker_pull_resets", "Pulls begun anew, by reason", ["reason"])
 TAIL_GAPS = Counter("headrace_broker_tail_gaps", "Gaps in the tail that were read again")
-UNDECODABLE = Counter("headrace_broker_undecodable_messages", "Stored messages that do not decode", ["stream"])
+UNDECODABLE = Counter(
+    "headrace_broker_undecodable_messages", "Stored messages that do not decode", ["stream"]
+)
 TOKENS_HELD_BACK = Counter("headrace_broker_tokens_held_back", "Token messages not sent while disconnected")
 
 
@@ -136,7 +144,9 @@ async def serve_http(
         if on_listening is not None:
             on_listening(listener.getsockname()[1])
         server = _Server(
-            uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1)
+            uvicorn.Config(
+                app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
+            )
         )
         serving = asyncio.create_task(server.serve(sockets=[listener]), name="metrics-http")
         try:

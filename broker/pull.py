@@ -69,7 +69,9 @@ class Delivery:
         "subject",
     )
 
-    def __init__(self, subject: str, data: bytes, headers: Mapping[str, str] | None, ack_subject: str) -> None:
+    def __init__(
+        self, subject: str, data: bytes, headers: Mapping[str, str] | None, ack_subject: str
+    ) -> None:
         self.subject = subject
         self.data = data
         self.headers = headers
@@ -91,7 +93,8 @@ class _PullRequest(msgspec.Struct, frozen=True, omit_defaults=True):
 class PullLoop:
     """Pull requests to one consumer, and their answers.
 
-    ``outstanding``: messages asked for that may still come. ``lost``: why the requests in flight count no
+    ``outstanding``: messages asked for that may still come. ``behind``: messages known to wait in the
+    consumer for the next request. ``lost``: why the requests in flight count no
     more; the owner then puts things right (a deleted consumer, a gap) and calls ``open`` again, which takes
     a fresh inbox, so that nothing of the old one is ever counted. ``on_news`` is called whenever the owner
     has something to look at. Both callbacks run in the event loop, once a message, and must not block.
@@ -109,6 +112,7 @@ class PullLoop:
     ) -> None:
         self.consumer = consumer
         self.outstanding = 0
+        self.behind = 0
         self.lost: Loss | None = None
         self.failure: BaseException | None = None
         self._broker = broker
@@ -122,12 +126,16 @@ class PullLoop:
         self._clock = asyncio.get_running_loop().time
         broker.on_reconnect(self._reconnected)
 
+    @property
+    def expecting(self) -> bool:
+        return self.outstanding > 0 and self.lost is None
+
     async def open(self, consumer: str | None = None) -> None:
-        """A fresh inbox with nothing outstanding. Raises ``nats.errors.Error`` when the connection is gone."""
+        """A fresh inbox with nothing outstanding. Raises ``nats.errors.Error`` when closed for good."""
         await self._unsubscribe()
         if consumer is not None:
             self.consumer = consumer
-        self.outstanding = 0
+        self.outstanding = self.behind = 0
         self.lost = None
         inbox = self._inbox = self._broker.nc.new_inbox()
 
@@ -150,7 +158,7 @@ class PullLoop:
 
     def check_silence(self) -> None:
         """To be called about once a second: nothing heard for too long while something is outstanding."""
-        if self.outstanding and self.lost is None and self._clock() - self._heard_at > self._silence_s:
+        if self.expecting and self._clock() - self._heard_at > self._silence_s:
             self._lose("silence")
 
     async def close(self) -> None:
@@ -173,8 +181,10 @@ class PullLoop:
             self._status(msg)
             return
         self.outstanding -= 1
+        delivery = Delivery(msg.subject, msg.data, msg.headers, msg.reply)
+        self.behind = delivery.pending
         try:
-            self._on_delivery(Delivery(msg.subject, msg.data, msg.headers, msg.reply))
+            self._on_delivery(delivery)
         except Exception as error:  # a bug of the owner: kept, because nats-py would only log it
             self.failure = error
             self._on_news()
@@ -190,6 +200,7 @@ class PullLoop:
             self._lose("no_consumer")
         elif (open_messages := headers.get("Nats-Pending-Messages")) is not None:
             self.outstanding = max(0, self.outstanding - int(open_messages))
+            self.behind = 0  # or the request would have been filled
             self._on_news()
         else:  # an ending that does not say what it ends: count anew
             log.warning("pull on %s ended with %s %s", self.consumer, status, text)

@@ -8,7 +8,9 @@ storage, retention or subject space) is refused by naming the field. Must not kn
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -29,7 +31,9 @@ MAX_DEADLINE_S = 3600  # no job older than this is worth running: where a re-cre
 MAX_WAITING_PULLS = 4096  # six pulls a worker; the default of 512 is reached by 85 workers
 APPLY_LIMIT_S = 30.0
 
-QUEUES: tuple[tuple[Priority, Lane], ...] = tuple((priority, lane) for lane in LANES for priority in PRIORITIES)
+QUEUES: tuple[tuple[Priority, Lane], ...] = tuple(
+    (priority, lane) for lane in LANES for priority in PRIORITIES
+)
 
 
 class TopologyError(Exception):
@@ -133,7 +137,9 @@ def _stream(
     )
 
 
-def _bucket(config: Nats, stream: str, description: str, prefix: tuple[str, ...], *, max_age_s: float, history: int) -> StreamConfig:
+def _bucket(
+    config: Nats, stream: str, description: str, prefix: tuple[str, ...], *, max_age_s: float, history: int
+) -> StreamConfig:
     """What `nats kv` and `nats object` expect of a bucket's stream (ADR-8, ADR-20)."""
     return StreamConfig(
         name=stream,
@@ -183,8 +189,17 @@ def streams(config: Nats) -> tuple[StreamConfig, ...]:
             max_age_s=DEAD_MAX_AGE_S,
             max_bytes=DEAD_MAX_BYTES,
         ),
-        _bucket(config, f"KV_{workers}", "Headrace: workers, their load and limits", (kv.format(workers),), max_age_s=PRESENCE_MAX_AGE_S, history=1),
-        _bucket(config, f"KV_{keys}", "Headrace: API keys (hashed)", (kv.format(keys),), max_age_s=0, history=1),
+        _bucket(
+            config,
+            f"KV_{workers}",
+            "Headrace: workers, their load and limits",
+            (kv.format(workers),),
+            max_age_s=PRESENCE_MAX_AGE_S,
+            history=1,
+        ),
+        _bucket(
+            config, f"KV_{keys}", "Headrace: API keys (hashed)", (kv.format(keys),), max_age_s=0, history=1
+        ),
         _bucket(
             config,
             f"OBJ_{tokenizers}",
@@ -200,16 +215,14 @@ async def apply(broker: Broker) -> None:
     """Create what is missing, update what drifted. Raises ``TopologyMismatch``, ``TopologyError``, and
     ``NoAnswer`` when JetStream does not answer for 30 s (it needs a moment after a server start)."""
     for config in streams(broker.config):
-        await _patiently(lambda config=config: _apply_stream(broker, config))  # type: ignore[misc]
+        await _patiently(partial(_apply_stream, broker, config))
 
 
 async def ensure_job_consumers(broker: Broker, model: ModelToken) -> None:
     """The six durable pull consumers which all workers of a model share. Idempotent; a deleted one is made
     again, beginning one deadline ago: older jobs have ended, and their logs may be gone already."""
     for priority, lane in QUEUES:
-        await _patiently(
-            lambda priority=priority, lane=lane: _ensure_consumer(broker, model, priority, lane)  # type: ignore[misc]
-        )
+        await _patiently(partial(_ensure_consumer, broker, model, priority, lane))
 
 
 async def pending_jobs(broker: Broker, consumer: str) -> int:
@@ -218,7 +231,7 @@ async def pending_jobs(broker: Broker, consumer: str) -> int:
     return info.num_pending
 
 
-async def _patiently(step: Any) -> None:
+async def _patiently(step: Callable[[], Awaitable[None]]) -> None:
     """JetStream comes up after the server accepts connections: until then nobody answers, or 503."""
     loop = asyncio.get_running_loop()
     give_up = loop.time() + APPLY_LIMIT_S
@@ -265,7 +278,9 @@ def _explained(want: StreamConfig, error: ApiError) -> Exception:
     if error.passing:
         return error
     if error.err_code == jetstream.NO_STORAGE:
-        key = {subjects.JOBS: "jobs_max_bytes", subjects.REPLIES: "replies_max_bytes"}.get(want.name, "max_bytes")
+        key = {subjects.JOBS: "jobs_max_bytes", subjects.REPLIES: "replies_max_bytes"}.get(
+            want.name, "max_bytes"
+        )
         return TopologyError(
             f"stream {want.name} reserves {want.max_bytes} bytes and the server has no room for them: "
             f"lower nats.{key}, or raise max_file_store in the server's jetstream block"
@@ -281,7 +296,9 @@ async def _ensure_consumer(broker: Broker, model: ModelToken, priority: Priority
         description=f"Headrace: {priority} jobs of {model}, {lane} share",
         filter_subject=subjects.job_filter(model, priority, lane),
         deliver_policy="by_start_time",
-        opt_start_time=(datetime.now(UTC) - timedelta(seconds=MAX_DEADLINE_S)).isoformat().replace("+00:00", "Z"),
+        opt_start_time=(datetime.now(UTC) - timedelta(seconds=MAX_DEADLINE_S))
+        .isoformat()
+        .replace("+00:00", "Z"),
         ack_policy="explicit",
         ack_wait=int(broker.config.ack_wait_s * NS),
         max_deliver=-1,
@@ -306,7 +323,11 @@ async def _ensure_consumer(broker: Broker, model: ModelToken, priority: Priority
     for field in ("filter_subject", "ack_policy", "replay_policy"):
         if have.get(field) != wanted[field]:
             raise TopologyMismatch(f"{subjects.JOBS} > {name}", field, have.get(field), wanted[field])
-    drifted = {f: wanted[f] for f in ("description", "ack_wait", "max_deliver", "max_ack_pending", "max_waiting") if have.get(f) != wanted[f]}
+    drifted = {
+        f: wanted[f]
+        for f in ("description", "ack_wait", "max_deliver", "max_ack_pending", "max_waiting")
+        if have.get(f) != wanted[f]
+    }
     if drifted:
         await _put_consumer(broker, want, {**have, **drifted}, "update")
 

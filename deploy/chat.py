@@ -16,6 +16,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 from websockets.sync.client import ClientConnection, connect
 
 _POLL_S = 0.1  # how soon Ctrl-C is noticed while nothing arrives
+_RECONNECT_CLOSES = {1001, 1012, 1013}  # the gateway goes away; another one will answer
 _TERMINAL = {"response.completed", "response.incomplete", "response.failed"}
 
 
@@ -52,7 +53,7 @@ def answer_lines(url: str, model: str | None, questions: Iterable[str]) -> None:
         if question.strip():
             parts: list[str] = []
             chat.ask(question.strip(), parts.append)
-            print(" ".join("".join(parts).split("\n")), flush=True)
+            print(" ".join("".join(parts).splitlines()), flush=True)
     chat.close()
 
 
@@ -70,6 +71,7 @@ class Chat:
         self._model = model
         self._conversation = f"conv_{secrets.token_hex(12)}"
         self._socket = self._connect()
+        self._heard = False  # anything, since the last question
 
     def close(self) -> None:
         self._socket.close()
@@ -82,12 +84,19 @@ class Chat:
             "conversation": self._conversation,
             **({"model": self._model} if self._model else {}),
         }
-        try:
-            self._send_fresh(json.dumps(request))
-            with _noted_interrupt() as interrupted:
-                self._stream(write, interrupted)
-        except ConnectionClosed as error:
-            raise ChatError(f"the gateway closed the connection: {error}") from error
+        for last_try in (False, True):
+            self._heard = sent = False
+            try:
+                self._socket.send(json.dumps(request))
+                sent = True
+                with _noted_interrupt() as interrupted:
+                    self._stream(write, interrupted)
+                return
+            except ConnectionClosed as error:
+                invited = error.rcvd is not None and error.rcvd.code in _RECONNECT_CLOSES
+                if last_try or self._heard or (sent and not invited):
+                    raise ChatError(f"the gateway closed the connection: {error}") from error
+            self._socket = self._connect()
 
     def _stream(self, write: Callable[[str], object], interrupted: Callable[[], bool]) -> None:
         response_id = ""
@@ -111,17 +120,12 @@ class Chat:
             try:
                 event = json.loads(self._socket.recv(timeout=_POLL_S))
             except TimeoutError:
-                event = {}
+                yield {}
+                continue
             except ValueError as error:
                 raise ChatError(f"the gateway sent what is not JSON: {error}") from error
+            self._heard = True
             yield event if isinstance(event, dict) else {}
-
-    def _send_fresh(self, request: str) -> None:
-        try:
-            self._socket.send(request)
-        except ConnectionClosed:
-            self._socket = self._connect()
-            self._socket.send(request)
 
     def _connect(self) -> ClientConnection:
         try:

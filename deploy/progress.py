@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -24,7 +24,6 @@ class Progress:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._shown: list[Keeper] = []
         self._live = False
 
     @contextmanager
@@ -33,22 +32,25 @@ class Progress:
         if not self._console.is_terminal or self._live:
             yield
             return
-        self._shown, self._live = keepers, True
         loop = asyncio.get_running_loop()
         spinner = Spinner("dots")
-        with Live(
+        live = Live(
             console=self._console,
             get_renderable=lambda: _table(keepers, spinner, loop.time()),
             refresh_per_second=8,
-            transient=False,
-        ):
-            try:
-                yield
-            finally:
-                self._live = False
+        )
+        live.start()
+        self._live = True
+        try:
+            yield
+        finally:
+            self._live = False
+            with suppress(OSError):  # as in line()
+                live.stop()
 
     def line(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        with suppress(OSError):  # the terminal has gone: what is running is still stopped in order
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def changed(self, keeper: Keeper) -> None:
         if self._live or keeper.state in ("crashed", "waiting"):

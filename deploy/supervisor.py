@@ -14,7 +14,6 @@ from deploy.parts import Part
 from deploy.process import PartProcess, describe_exit
 
 _PROBE_INTERVAL_S = 0.1
-_STOP_MARGIN_S = 10.0  # beyond a part's own drain time; then it is killed
 _USAGE_ERROR = 2  # a part's exit code for a configuration it refuses: the same every time
 _CRASHES_AT_START = 5  # in a row, before all has ever been ready: give up
 
@@ -120,7 +119,8 @@ class Keeper:
 
 class Supervisor:
     """``stages``: parts of a stage start together, when all parts of the stages before are ready.
-    ``observe`` is called after every change of any part."""
+    ``observe`` is called after every change of any part. A part that has not stopped ``stop_margin_s``
+    after its own drain time is killed."""
 
     def __init__(
         self,
@@ -128,9 +128,11 @@ class Supervisor:
         log_file: Callable[[str], Path],
         report: Report,
         observe: Callable[[Supervisor], None],
+        stop_margin_s: float = 10.0,
     ) -> None:
         self._change = asyncio.Event()
         self._observe = observe
+        self._stop_margin_s = stop_margin_s
         self._stop_asked = 0
         self.settled = False  # all parts have been ready once
         self._stages = [
@@ -173,7 +175,8 @@ class Supervisor:
         for keeper in keepers:
             keeper.terminate()
         try:
-            async with asyncio.timeout(max((k.part.drain_s for k in keepers), default=0) + _STOP_MARGIN_S):
+            drain_s = max((keeper.part.drain_s for keeper in keepers), default=0.0)
+            async with asyncio.timeout(drain_s + self._stop_margin_s):
                 await self._until(lambda: not any(keeper.running for keeper in keepers))
         except TimeoutError:
             for keeper in keepers:

@@ -185,8 +185,8 @@ class _Up:
         if self._fetching is not None:
             self._fetching.terminate()
             return
-        self._table.close()
         self._supervisor.ask_to_stop()
+        self._table.close()
 
     def _observe(self, supervisor: Supervisor) -> None:
         if not supervisor.settled:

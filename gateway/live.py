@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
-from broker.log_reader import LogEnd, LogReader
-from gateway.generation import Ended, Generation, Outcome, Started, Text, Update
+from broker.log_reader import LogReader
+from gateway.generation import Ended, Generation, Started, Text, Update
+from gateway.outcome import Verdict, stopped, verdict
 from gateway.text import Detokenizer, TextStream
-from schemas.errors import ERRORS
 from schemas.ids import ResponseId, TenantId
 from schemas.job import Job
-from schemas.reply import Closed, Failed, Finished, FinishReason, ReplyMessage, Timings, Usage
+from schemas.reply import ReplyMessage, Usage
 
 Memory = Literal["none", "on", "unavailable"]  # of the conversation: not asked for, kept, Redis is away
 
@@ -32,7 +33,7 @@ class LiveOwner(Protocol):
 
     def live_deserted(self, live: Live) -> None: ...  # the last reader went
 
-    def live_stopped(self, live: Live) -> None: ...  # a stop string: the log must be closed
+    def live_stopped(self, live: Live, total: int) -> None: ...  # a stop string: the log must be closed
 
     def live_tokens(self, live: Live, count: int) -> None: ...  # counted for metrics
 
@@ -136,39 +137,141 @@ class Live:
         if step.new_ids:
             news = self._decode(step.new_ids) or news
             self._owner.live_tokens(self, len(step.new_ids))
+        if step.end is not None:
+            self._flush()
         if self._stream.stopped:
-            self._stop(step.end)
+            total = min(len(self._pieces), len(self._log.ids))
+            if step.end is None:
+                self._owner.live_stopped(self, total)
+            self._conclude(stopped(self.job, total, step.end))
         elif step.end is not None:
-            self._finish(step.end)
+            self._conclude(verdict(self.job, step.end))
         elif news:
             self._wake()
 
-    def _decode(self, new_ids: object) -> bool:
-        raise NotImplementedError
+    def _decode(self, new_ids: Sequence[int]) -> bool:
+        """True if text was released."""
+        push, pieces, before = self._stream.push, self._pieces, self._solid
+        for token_id in new_ids:
+            piece = push(token_id)
+            pieces.append(piece)
+            if piece:
+                self._solid = len(pieces)
+            if self._stream.stopped:
+                break
+        if self._solid == before:
+            return False
+        if self.first_text_unix_ms is None:
+            self.first_text_unix_ms = now_ms()
+        return True
 
-    def _stop(self, end: LogEnd | None) -> None:
-        raise NotImplementedError
+    def _flush(self) -> None:
+        """Text that only the end releases stands behind the last token, as if one more had caused it."""
+        piece = self._stream.finish()
+        if piece:
+            self._pieces += [""] * (len(self._log.ids) - len(self._pieces))
+            self._pieces.append(piece)
+            self._solid = len(self._pieces)
 
-    def _finish(self, end: LogEnd) -> None:
-        raise NotImplementedError
+    def _conclude(self, found: Verdict) -> None:
+        self.finished_unix_ms = now_ms()
+        received = self._received_unix_ms
+        first, stored = self.first_text_unix_ms, self.accepted_unix_ms
+        self.end = Ended(
+            outcome=found.outcome,
+            total=found.total,
+            reason=found.reason,
+            code=found.code,
+            message=found.message,
+            usage=found.usage,
+            timings=found.timings,
+            edge_ms=max(0.0, stored - received) if stored is not None else 0.0,
+            ttft_ms=max(0.0, first - received) if first is not None else None,
+            total_ms=max(0.0, self.finished_unix_ms - received),
+        )
+        self._owner.live_ended(self)
+        self._wake()
 
     def _wake(self) -> None:
-        raise NotImplementedError
+        for reader in self._readers:
+            reader.wake()
+
+    # -- readers ------------------------------------------------------------------------------------
 
     def reader(self, from_token: int = 0) -> LiveReader:
         """A reader behind ``from_token`` tokens of the completion (``cursor.token_of`` of the last event
         its client has seen). Close it, or the response is never taken for deserted."""
-        raise NotImplementedError
+        reader = LiveReader(self, from_token)
+        self._readers.append(reader)
+        if len(self._readers) == 1:
+            self._owner.live_attended(self)
+        return reader
+
+    def detach(self, reader: LiveReader) -> None:
+        if reader in self._readers:
+            self._readers.remove(reader)
+            if not self._readers and self.end is None:
+                self._owner.live_deserted(self)
+
+    def text_since(self, position: int) -> Text | None:
+        """Text released by the tokens behind ``position``, merged; ends with the last one that released
+        any, so that its cursor does not depend on the merging."""
+        end = self._solid
+        if self.end is not None and self.wants_logprobs:
+            end = max(end, self.end.total)  # tokens without text have log probabilities, too
+        if end <= position:
+            return None
+        text = "".join(self._pieces[position:end])
+        if not self.wants_logprobs:
+            return Text(text, position, end)
+        ids, logprobs = tuple(self._log.ids[position:end]), tuple(self._log.logprobs[position:end])
+        return Text(text, position, end, ids, logprobs)
 
 
 class LiveReader:
     """One client's place in a response. One task at a time may wait in ``next``."""
 
+    __slots__ = ("_ended", "_live", "_position", "_started", "_waiter")
+
+    def __init__(self, live: Live, position: int) -> None:
+        self._live = live
+        self._position = position
+        self._started = False
+        self._ended = False
+        self._waiter: asyncio.Future[None] | None = None
+
     async def next(self) -> list[Update]:
         """Wait for news: ``Started`` once, ``Text`` merged since the last call, ``Ended`` last.
         Empty after ``Ended`` was given."""
-        raise NotImplementedError
+        while not (updates := self._take()) and not self._ended:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return updates
+
+    def wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def close(self) -> None:
         """Detach; safe to call twice."""
-        raise NotImplementedError
+        self._live.detach(self)
+
+    def _take(self) -> list[Update]:
+        if self._ended:
+            return []
+        updates: list[Update] = []
+        live = self._live
+        if live.started and not self._started:
+            self._started = True
+            updates.append(Started())
+        text = live.text_since(self._position)
+        if text is not None:
+            self._position = text.end_token
+            updates.append(text)
+        if live.end is not None:
+            self._ended = True
+            updates.append(live.end)
+        return updates

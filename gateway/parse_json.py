@@ -25,7 +25,7 @@ _MAX_ECHO = 80  # characters of a client's own text repeated in an error message
 
 
 def decode_object(data: bytes | str) -> JsonObject:
-    """JSON text to an object. Raises ``invalid_encoding`` and ``invalid_json``.
+    """JSON text to an object. Raises ``invalid_encoding``, ``invalid_json``, ``invalid_request``.
 
     JSON that nests deeper than the decoder follows, lone surrogates (``"\\ud800"``), and numbers beyond
     a double are refused as malformed; of duplicate keys the last one counts (RFC 8259 leaves it open).
@@ -44,7 +44,7 @@ def decode_object(data: bytes | str) -> JsonObject:
     except msgspec.DecodeError as error:
         raise HeadraceError("invalid_json", f"This is not JSON: {_reason(str(error))}.") from None
     if not isinstance(value, dict):
-        raise HeadraceError("invalid_json", "Send a JSON object: {…}.")
+        raise HeadraceError("invalid_request", "Send a JSON object: {…}.")
     return value
 
 
@@ -72,6 +72,10 @@ def to_request(
         raise HeadraceError("invalid_json", "The JSON is nested too deeply.") from None
     except msgspec.ValidationError as error:
         raise _refused(str(error)) from None
+
+
+def too_large(max_bytes: int) -> HeadraceError:
+    return HeadraceError("payload_too_large", f"Send at most {max_bytes} bytes at once.")
 
 
 def unknown_parameter(name: str, known: Iterable[str], *, inside: str = "") -> HeadraceError:

@@ -58,12 +58,15 @@ class ConversationRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     id: Label
 
 
-class TextFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    type: Literal["text"]
+class TextFormat(msgspec.Struct, frozen=True):
+    """Of the other formats' fields nothing is read: they are refused by their type."""
+
+    type: str
 
 
 class TextConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: TextFormat | None = None
+    verbosity: str | None = None
 
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -167,11 +170,14 @@ def _only_text(param: str, kind: str, served: str) -> HeadraceError:
 
 
 def _refuse_unserved(create: ResponseCreate) -> None:
+    text = create.text or TextConfig()
     refused = {
         "background": (bool(create.background), "stream instead, and resume if the connection breaks"),
         "generate": (create.generate is False, "leave it out"),
         "include": (bool(set(create.include or ()) - {LOGPROBS}), f"only {LOGPROBS!r} is"),
         "service_tier": (create.service_tier not in (None, "auto", "default"), "use 'auto'"),
+        "text.format": (text.format is not None and text.format.type != "text", "use {'type': 'text'}"),
+        "text.verbosity": (text.verbosity is not None, "leave it out"),
         "tool_choice": (create.tool_choice not in (None, "auto", "none"), "tools are not served; use 'auto'"),
         "tools": (bool(create.tools), "tools are not served"),
         "truncation": (create.truncation not in (None, "disabled"), "use 'disabled' and send less"),

@@ -7,8 +7,8 @@ and its delta is 1002; a later delta has 1000·k of the last token in it; then t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, Protocol
+from collections.abc import Callable
+from typing import Literal
 
 import msgspec
 
@@ -27,23 +27,11 @@ from gateway.responses_object import (
     running,
 )
 from gateway.token_logprobs import Spelling, TokenLogprob, show
-from schemas.reply import TokenLogprobs
 
 CREATED, QUEUED, IN_PROGRESS = cursor(0, 0), cursor(0, 1), cursor(0, 2)
 ITEM_ADDED, PART_ADDED, FIRST_DELTA = cursor(1, 0), cursor(1, 1), cursor(1, 2)
 
 Lane = str | msgspec.UnsetType  # ``stream_id``: the client's name for the request's lane on its WebSocket
-
-
-class Completion(Protocol):
-    """What a response has released so far, whoever reads it; the closing events repeat all of it."""
-
-    @property
-    def text(self) -> str: ...
-    @property
-    def ids(self) -> Sequence[int]: ...
-    @property
-    def logprobs(self) -> Sequence[TokenLogprobs]: ...
 
 
 class ResponseEvent(msgspec.Struct, frozen=True):
@@ -115,25 +103,22 @@ def seen_tokens(after: int) -> int:
     return 0 if after < FIRST_DELTA else token_of(after)
 
 
-def whole(completion: Completion, spelling: Spelling) -> OutputText:
-    return OutputText(completion.text, logprobs=show(completion.ids, completion.logprobs, spelling))
-
-
 class ResponseEvents:
     """One reader's events. ``after``: the last ``sequence_number`` that its client has seen (-1: none);
-    feed it the updates behind ``seen_tokens(after)``, and events up to ``after`` are left out."""
+    feed it the updates behind ``seen_tokens(after)``, and events up to ``after`` are left out.
+    ``output``: all that was released, asked for at the end, which repeats it whoever has seen what."""
 
     def __init__(
         self,
         head: Head,
-        completion: Completion,
+        output: Callable[[], OutputText],
         spelling: Spelling,
         *,
         after: int = -1,
         stream_id: str | None = None,
     ) -> None:
         self._head = head
-        self._completion = completion
+        self._output = output
         self._spelling = spelling
         self._after = after
         self._lane: Lane = msgspec.UNSET if stream_id is None else stream_id
@@ -201,7 +186,7 @@ class ResponseEvents:
             number += 2
         content: OutputText | None = None
         if self._open:
-            content = whole(self._completion, self._spelling)
+            content = self._output()
             events += self._closed(content, end, number)
             number += 3
         response = ended(self._head, end, content)

@@ -99,9 +99,9 @@ class TextStream:
         """The text that only the end releases; may find a stop string, too."""
         if self.stopped:
             return ""
-        new = self._match(self._decoding.finish())
-        held, self._held = self._held, ""
-        return new if self.stopped else new + held
+        text = self._match(self._decoding.finish()) + self._held
+        self._held = ""
+        return text
 
     def _match(self, new: str) -> str:
         # A stop string cannot begin in released text: its beginning would have been held back.

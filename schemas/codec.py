@@ -19,8 +19,8 @@ _encoder = msgspec.msgpack.Encoder()
 _job = msgspec.msgpack.Decoder(Job)
 _dead = msgspec.msgpack.Decoder(DeadLetter)
 _card = msgspec.msgpack.Decoder(WorkerCard)
-_fence = msgspec.msgpack.Decoder(FenceMessage)
-_token = msgspec.msgpack.Decoder(TokenMessage)
+_fence: msgspec.msgpack.Decoder[FenceMessage] = msgspec.msgpack.Decoder(FenceMessage)
+_token: msgspec.msgpack.Decoder[TokenMessage] = msgspec.msgpack.Decoder(TokenMessage)
 
 
 def encode(message: Message) -> bytes:

@@ -21,7 +21,7 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     pass
 
 
-class Nats(_Section):
+class Nats(_Section, frozen=True):
     """``url``: one or several, separated by commas. ``replicas`` 3 needs a cluster of three."""
 
     url: str = "nats://127.0.0.1:4222"
@@ -37,19 +37,19 @@ class Nats(_Section):
     ack_wait_s: Seconds = 15
 
 
-class Redis(_Section):
+class Redis(_Section, frozen=True):
     url: str = "redis://127.0.0.1:6379/0"
     timeout_s: Seconds = 0.5  # Redis is a cache: slower than this and the request goes on without it
 
 
-class Security(_Section):
+class Security(_Section, frozen=True):
     """``secret`` keys every HMAC (session tokens, cache salts): the same on all gateways, at least 16
     characters. Empty: a random one for this process, which only a single gateway can live with."""
 
     secret: str = ""
 
 
-class Gateway(_Section):
+class Gateway(_Section, frozen=True):
     host: str = "127.0.0.1"
     port: Port = 8080
     allow_unauthenticated: bool = False  # must be true to listen beyond loopback without auth
@@ -68,7 +68,7 @@ class Gateway(_Section):
     conversation_ttl_s: Seconds = 3600
 
 
-class Worker(_Section):
+class Worker(_Section, frozen=True):
     engine: Literal["vllm", "sim"] = "vllm"
     model: str = "smollm2"  # hub id, local folder, or the name of a model made by `headrace model fetch`
     served_name: str = ""  # what clients call it; empty: the model's own name
@@ -82,7 +82,7 @@ class Worker(_Section):
     canary_interval_s: Seconds = 60  # idle for so long: one token is generated to see that it lives
 
 
-class Sim(_Section):
+class Sim(_Section, frozen=True):
     """The simulated engine: times of one request, shared batch, faults at start."""
 
     name: str = "headrace-sim"
@@ -98,12 +98,12 @@ class Sim(_Section):
     hang_after_tokens: Annotated[int, Meta(ge=0)] = 0
 
 
-class Logging(_Section):
+class Logging(_Section, frozen=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["text", "json"] = "text"
 
 
-class Config(_Section):
+class Config(_Section, frozen=True):
     """``vllm`` takes any field of vLLM's ``AsyncEngineArgs``; the worker checks the names at start."""
 
     nats: Nats = Nats()

@@ -44,7 +44,7 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     pass
 
 
-class Started(_Message, tag="started"):
+class Started(_Message, frozen=True, tag="started"):
     """A writer's claim. The stream sequence of this message, once acked, is the writer's fence.
     ``ack_subject`` is the job delivery it works on: whoever finds the writer dead naks it there.
     ``delivered`` is JetStream's delivery count: shown, never trusted."""
@@ -56,19 +56,19 @@ class Started(_Message, tag="started"):
     pulled_unix_ms: int = 0
 
 
-class Handoff(_Message, tag="handoff"):
+class Handoff(_Message, frozen=True, tag="handoff"):
     """The writer with this fence stops of its own will; the next fence is not a failed attempt."""
 
     fence: Fence
 
 
-class Joined(_Message, tag="joined"):
+class Joined(_Message, frozen=True, tag="joined"):
     """This response follows the log of an identical one in flight."""
 
     leader: ResponseId
 
 
-class Closed(_Message, tag="closed"):
+class Closed(_Message, frozen=True, tag="closed"):
     """Ends a response from outside its writer. ``total``: tokens that count (None: all that the log
     holds before this message); ``ids``: the whole completion where no writer produced it."""
 
@@ -80,7 +80,7 @@ class Closed(_Message, tag="closed"):
     usage: Usage | None = None
 
 
-class Tokens(_Message, tag="tokens"):
+class Tokens(_Message, frozen=True, tag="tokens"):
     """``ids`` stand at positions ``offset …`` of the completion, counted from 0 over all writers."""
 
     fence: Fence
@@ -89,7 +89,7 @@ class Tokens(_Message, tag="tokens"):
     logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
-class Finished(_Message, tag="finished"):
+class Finished(_Message, frozen=True, tag="finished"):
     """The writer's good end. ``ids`` repeats the whole completion, so that a reader with a gap needs
     nothing else. ``stop_token``: the token that ended it, which is not part of ``ids``."""
 
@@ -103,7 +103,7 @@ class Finished(_Message, tag="finished"):
     logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
-class Failed(_Message, tag="failed"):
+class Failed(_Message, frozen=True, tag="failed"):
     """The writer's bad end: ``code`` is one of ``schemas.errors``."""
 
     fence: Fence

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import io
 import os
 import re
 import shutil
@@ -205,15 +206,16 @@ def _dequantize(gguf: Path, ready: Path, progress: Progress) -> None:
     source, file = str(gguf.parent), gguf.name
     logging.disable_progress_bar()  # progress is ours to show
     progress(f"unpacking {DEMO_MODEL}: reading", None)
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
+    with contextlib.redirect_stderr(io.StringIO()):  # bars that cannot be switched off
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            gguf_file=file,
+            quantization_config=GgufConfig(gguf_file=file, dequantize=True),
+            dtype=torch.bfloat16,
+        )
     if not tokenizer.chat_template or tokenizer.eos_token != "<|im_end|>":
         raise ModelError(f"{file} came without its chat template or with another end-of-turn token")
-    model = AutoModelForCausalLM.from_pretrained(
-        source,
-        gguf_file=file,
-        quantization_config=GgufConfig(gguf_file=file, dequantize=True),
-        dtype=torch.bfloat16,
-    )
     if hasattr(model.config, "quantization_config"):  # it is plain now, and must not say otherwise
         del model.config.quantization_config
     progress(f"unpacking {DEMO_MODEL}: writing", None)

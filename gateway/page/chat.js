@@ -23,6 +23,8 @@ const newAnswer = (question, model) => ({
   position: null,
   etaMs: null,
   error: null,
+  reason: null, // why a truncated answer ended: "max_output_tokens", "deadline", …
+  forgetful: false, // the conversation's memory was away, and the answer knows only its own question
   meta: null,
 })
 
@@ -147,9 +149,11 @@ export class Chat {
   #end(phase, event) {
     const answer = this.active
     const outputTokens = event?.response.usage?.output_tokens ?? null
-    const timings = event?.timings ?? event?.response.timings ?? {}
+    const timings = event?.response.timings ?? {}
     const decodeMs = timings.decode_ms || this.#lastMs - this.#firstMs
     answer.phase = phase
+    answer.reason = event?.response.incomplete_details?.reason ?? null
+    answer.forgetful = event?.response.memory === "unavailable"
     answer.meta = {
       ttftMs: this.#firstMs ? this.#firstMs - this.#sentMs : null,
       outputTokens,

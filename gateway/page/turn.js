@@ -30,10 +30,16 @@ function progress({ phase, position, etaMs }) {
   return etaMs >= 1000 ? `${place}, about ${Math.round(etaMs / 1000)} s` : place
 }
 
-const ENDING = {
-  truncated: "Ended at the length limit.",
-  stopped: "Stopped.",
-  interrupted: "Interrupted: the connection was lost.",
+// The stages of a response in the order it passes them; the other timings overlap these.
+const STAGES = ["edge_ms", "queue_ms", "engine_queue_ms", "prefill_ms", "decode_ms"]
+
+const TRUNCATED = { max_output_tokens: "Ended at the length limit.", deadline: "Ended at the time limit." }
+
+function ending({ phase, reason }) {
+  if (phase === "stopped") return "Stopped."
+  if (phase === "interrupted") return "Interrupted: the connection was lost."
+  if (phase === "truncated") return TRUNCATED[reason] ?? "Ended early."
+  return ""
 }
 
 export class UserTurn {
@@ -80,9 +86,10 @@ export class AnswerTurn {
   }
 
   *#ending() {
-    const { phase, error, text, meta } = this.#turn
+    const { phase, error, text, forgetful, meta } = this.#turn
     if (phase === "failed") yield this.#failure(error)
-    else if (ENDING[phase]) yield node("p", "ending", ENDING[phase])
+    if (ending(this.#turn)) yield node("p", "ending", ending(this.#turn))
+    if (forgetful) yield node("p", "ending", "Answered without the earlier turns: their memory is away.")
     const actions = node("div", "actions")
     if (phase === "failed" || phase === "interrupted") actions.append(button("retry", "Retry"))
     if (text) actions.append(button("copy", "Copy"))
@@ -100,7 +107,7 @@ export class AnswerTurn {
     const parts = [`First token ${duration(ttftMs)}`]
     if (outputTokens !== null) parts.push(`${outputTokens} ${outputTokens === 1 ? "token" : "tokens"}`)
     if (tokensPerS !== null) parts.push(`${tokensPerS.toFixed(tokensPerS < 10 ? 1 : 0)} tokens/s`)
-    const stages = Object.entries(timings).filter(([key, ms]) => key.endsWith("_ms") && ms > 0)
+    const stages = STAGES.filter((key) => timings[key] > 0).map((key) => [key, timings[key]])
     if (stages.length === 0) return node("p", "meta", parts.join(" · "))
     const details = node("details", "meta")
     details.append(node("summary", "", parts.join(" · ")), stageBar(stages), stageList(stages))
@@ -113,8 +120,9 @@ const stageName = (key) => key.slice(0, -"_ms".length).replaceAll("_", " ")
 function stageBar(stages) {
   const bar = node("div", "stages")
   bar.setAttribute("aria-hidden", "true") // the list beside it says the same
-  for (const [, ms] of stages) {
+  for (const [key, ms] of stages) {
     const part = node("span", "stage")
+    part.dataset.stage = stageName(key)
     part.style.flexGrow = ms
     bar.append(part)
   }
@@ -125,6 +133,7 @@ function stageList(stages) {
   const list = node("dl", "stage-list")
   for (const [key, ms] of stages) {
     const pair = node("div", "")
+    pair.dataset.stage = stageName(key)
     pair.append(node("dt", "", stageName(key)), node("dd", "", duration(ms)))
     list.append(pair)
   }

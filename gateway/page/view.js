@@ -53,7 +53,9 @@ export class View {
     })
     this.#log.addEventListener("click", (event) => this.#act(on, event.target.closest("[data-action]")))
     this.#scroller.addEventListener("scroll", () => this.#scrolled(), { passive: true })
-    new ResizeObserver(() => this.#follow()).observe(this.#scroller)
+    const resized = new ResizeObserver(() => this.#follow())
+    resized.observe(this.#scroller)
+    resized.observe(this.#log) // figures that are opened make it longer
     // On a touch screen this would open the keyboard over the page.
     if (matchMedia("(hover: hover)").matches) this.#prompt.focus()
   }

@@ -1,0 +1,295 @@
+"""The job queue: accepting a job, finding it again, burying it; pulling jobs, never more than there are free
+slots; and what a worker may do with a delivery.
+
+The subjects and headers make every job readable with ``nats stream view JOBS``. Must not know what a job
+asks for, nor what becomes of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+import nats.errors
+
+from broker import jetstream, subjects, topology
+from broker.allocation import allocate
+from broker.connection import Broker, Headers, NoAnswer
+from broker.pull import Delivery, PullLoop
+from schemas import codec
+from schemas.ids import ModelToken, ResponseId
+from schemas.job import CODEC, DeadLetter, Job, Lane, Priority
+
+log = logging.getLogger(__name__)
+
+ACK_TRIES = 5
+ACK_TRY_S = 2.0
+
+# A pull parked on an idle queue binds a slot until it expires. While slots are plenty that costs nothing;
+# when all are bound, they must come back soon for whichever queue has work.
+PARKED_S = 1.0
+PARKED_SCARCE_S = 0.1
+SILENCE_S = PARKED_S + 2.0  # a parked pull ends with a status; this much later it has been lost
+REPAIR_PAUSE_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """``duplicate``: a job with this message id was stored before, at ``seq``. Under a fresh response id
+    that is this job itself, found again after a lost ack."""
+
+    seq: int
+    duplicate: bool
+
+
+async def publish_job(broker: Broker, job: Job, *, msg_id: str | None = None, timeout_s: float = 5) -> Stored:
+    """Returns once the job is stored: the response is accepted. ``msg_id`` defaults to the response id.
+    Raises ``HeadraceError(broker_unavailable)``, at once when disconnected. After a timeout the job may
+    still have been stored; a further try under the same id finds it."""
+    if not broker.connected:
+        raise NoAnswer("disconnected", "job")
+    headers = _job_headers(job)
+    headers[jetstream.MSG_ID] = msg_id or job.response
+    ack = await jetstream.publish_until_stored(
+        broker, subjects.job(job), codec.encode(job), headers, timeout_s=timeout_s
+    )
+    return Stored(ack.seq, ack.duplicate)
+
+
+def _job_headers(job: Job) -> Headers:
+    headers: Headers = {
+        "Hr-Response": job.response,
+        "Hr-Tenant": job.tenant,
+        "Hr-Session": job.session,
+        "Hr-Model": job.model_name.encode("ascii", "replace").decode(),
+        "Hr-Class": f"{job.priority}/{job.lane}",
+        "Hr-Deadline": str(job.deadline_unix_ms),
+        "Hr-Prompt-Tokens": str(len(job.prompt_ids)),
+        "Hr-Codec": CODEC,
+    }
+    if job.traceparent is not None:
+        headers["traceparent"] = job.traceparent
+    return headers
+
+
+async def find_job(broker: Broker, response: ResponseId) -> Job | None:
+    """The job of a response, for as long as JOBS keeps it. A job that does not decode counts as absent."""
+    found = await jetstream.last_messages(broker, subjects.JOBS, [subjects.job_by_response(response)])
+    if not found:
+        return None
+    try:
+        return codec.decode_job(found[-1].data)
+    except msgspec.DecodeError as error:
+        log.error("the job at JOBS %d does not decode: %s", found[-1].seq, error)
+        return None
+
+
+async def bury(broker: Broker, model: ModelToken, letter: DeadLetter) -> None:
+    """Store a dead letter; once for one response within the duplicate window. Retried for 30 s."""
+    headers = {
+        jetstream.MSG_ID: f"dead-{letter.response}",
+        "Hr-Response": letter.response,
+        "Hr-Code": letter.code,
+    }
+    subject = subjects.dead(model, letter.response)
+    await jetstream.publish_until_stored(broker, subject, codec.encode(letter), headers, timeout_s=30)
+
+
+async def backlog(broker: Broker, model: ModelToken) -> dict[tuple[Priority, Lane], int]:
+    """Jobs that no worker has pulled, by queue; a queue without a consumer is absent."""
+    counts: dict[tuple[Priority, Lane], int] = {}
+    for priority, lane in topology.QUEUES:
+        try:
+            counts[priority, lane] = await topology.pending_jobs(
+                broker, subjects.job_consumer(model, priority, lane)
+            )
+        except jetstream.ApiError as error:
+            if error.err_code != jetstream.CONSUMER_NOT_FOUND:
+                raise NoAnswer("no_responders", "backlog") from error
+    return counts
+
+
+class JobDelivery:
+    """A job as it was delivered to this worker. Its bytes are in ``delivery.data``; they may not decode."""
+
+    __slots__ = ("_broker", "delivery")
+
+    def __init__(self, broker: Broker, delivery: Delivery) -> None:
+        self._broker = broker
+        self.delivery = delivery
+
+    @property
+    def ack_subject(self) -> str:
+        return self.delivery.ack_subject
+
+    @property
+    def delivered(self) -> int:
+        """JetStream's delivery count: shown, never trusted (it may fall back)."""
+        return self.delivery.delivered
+
+    @property
+    def stored_unix_ms(self) -> int:
+        return self.delivery.stored_unix_ms
+
+    async def ack(self) -> bool:
+        """The job is over. False when the server did not confirm it in several tries: it will be delivered
+        again, and whoever gets it finds the log ended and acks it."""
+        for _ in range(ACK_TRIES):
+            try:
+                async with asyncio.timeout(ACK_TRY_S):
+                    await self._broker.wait_connected()
+                await self._broker.request(self.ack_subject, b"+ACK", timeout_s=ACK_TRY_S)
+            except (NoAnswer, TimeoutError):
+                continue
+            return True
+        log.warning("the ack of %s was not confirmed", self.delivery.subject)
+        return False
+
+    async def nak(self, delay_s: float = 0.0) -> None:
+        """Give the job back, to be delivered again after ``delay_s``."""
+        await nak_delivery(self._broker, self.ack_subject, delay_s=delay_s)
+
+    async def in_progress(self) -> None:
+        """Hold the job for another ``ack_wait``."""
+        await _send(self._broker, self.ack_subject, b"+WPI")
+
+
+async def nak_delivery(broker: Broker, ack_subject: str, *, delay_s: float = 0.0) -> None:
+    """Have the delivery with this ack subject delivered again, whoever holds it. Not confirmed, and nothing
+    while disconnected: ack_wait is the backstop."""
+    payload = b"-NAK"
+    if delay_s > 0:
+        payload += b" " + msgspec.json.encode({"delay": int(delay_s * 1e9)})
+    await _send(broker, ack_subject, payload)
+
+
+async def _send(broker: Broker, ack_subject: str, payload: bytes) -> None:
+    if not broker.connected:  # nats-py would keep it for later, when it may hit a newer delivery
+        return
+    try:
+        await broker.nc.publish(ack_subject, payload)
+    except nats.errors.Error as error:
+        log.debug("%r was not sent: %s", payload, error)
+
+
+class JobPuller:
+    """``on_job`` is called in the event loop for every job and must not block; an exception there ends
+    ``run``. Each job uses up a slot until ``release``."""
+
+    def __init__(self, broker: Broker, model: ModelToken, *, on_job: Callable[[JobDelivery], None]) -> None:
+        self._broker = broker
+        self._model = model
+        self._on_job = on_job
+        self._free = 0
+        self._stopping = False
+        self._turn = 0
+        self._news = asyncio.Event()
+        self._unwanted: list[JobDelivery] = []  # at most what was outstanding; given back by run()
+        self._loops = [self._loop(priority, lane) for priority, lane in topology.QUEUES]
+
+    def _loop(self, priority: Priority, lane: Lane) -> PullLoop:
+        return PullLoop(
+            self._broker,
+            subjects.JOBS,
+            subjects.job_consumer(self._model, priority, lane),
+            on_delivery=self._deliver,
+            on_news=self._news.set,
+            silence_s=SILENCE_S,
+        )
+
+    @property
+    def free(self) -> int:
+        """Slots that run no job now."""
+        return self._free
+
+    def set_free(self, slots: int) -> None:
+        """So many more jobs may come from now on."""
+        self._free = slots
+        self._news.set()
+
+    def release(self, n: int = 1) -> None:
+        """``n`` jobs have ended: their slots are free again."""
+        self._free += n
+        self._news.set()
+
+    def stop(self) -> None:
+        """No further pulls. What still arrives is given back at once; ``run`` returns when nothing more
+        can arrive (about a second)."""
+        self._stopping = True
+        self._news.set()
+
+    async def run(self) -> None:
+        """Returns after ``stop``. Raises what ``on_job`` raised, and ``TopologyError``."""
+        await topology.ensure_job_consumers(self._broker, self._model)
+        try:
+            for loop in self._loops:
+                await loop.open()
+            while not (self._stopping and not any(loop.expecting for loop in self._loops)):
+                await self._round()
+                await self._wait()
+            await self._give_back()
+        finally:
+            for loop in self._loops:
+                await loop.close()
+
+    async def _round(self) -> None:
+        for loop in self._loops:
+            loop.check_silence()
+            if loop.failure is not None:
+                raise loop.failure
+        await self._give_back()
+        if any(loop.lost for loop in self._loops):
+            await self._repair()
+        elif not self._stopping:
+            await self._ask()
+
+    async def _wait(self) -> None:
+        try:
+            async with asyncio.timeout(1.0):
+                await self._news.wait()
+        except TimeoutError:
+            pass  # time to look for silence
+        self._news.clear()
+
+    async def _ask(self) -> None:
+        outstanding = [loop.outstanding for loop in self._loops]
+        asks = allocate(self._free, [loop.behind for loop in self._loops], outstanding, self._turn)
+        if not any(asks):
+            return
+        self._turn += 1
+        scarce = sum(outstanding) + sum(asks) >= self._free
+        for loop, batch in zip(self._loops, asks, strict=True):
+            if batch:
+                await loop.pull(batch, expires_s=PARKED_SCARCE_S if scarce else PARKED_S)
+
+    def _deliver(self, delivery: Delivery) -> None:
+        self._news.set()
+        job = JobDelivery(self._broker, delivery)
+        if self._stopping or self._free <= 0:
+            self._unwanted.append(job)
+            return
+        self._free -= 1
+        self._on_job(job)
+
+    async def _give_back(self) -> None:
+        while self._unwanted:
+            await self._unwanted.pop().nak()
+
+    async def _repair(self) -> None:
+        """Requests in flight are lost: make sure of the consumers, and ask anew."""
+        reasons = sorted({loop.lost for loop in self._loops if loop.lost is not None})
+        log.info("pulling jobs anew after %s", ", ".join(reasons))
+        try:
+            await self._broker.wait_connected()
+            if reasons != ["reconnect"]:
+                await topology.ensure_job_consumers(self._broker, self._model)
+            for loop in self._loops:
+                if loop.lost is not None:
+                    await loop.open()
+        except (NoAnswer, jetstream.ApiError, nats.errors.Error) as error:
+            log.warning("cannot pull jobs: %s", error)
+            await asyncio.sleep(REPAIR_PAUSE_S)
+        self._news.set()

@@ -1,0 +1,141 @@
+"""The harness every process runs in: logging, the event loop, signals, and how a process ends.
+
+A failure is one clear line where an operator can act on it, and a full trace where it is a bug. A failed
+child task takes the process down: the supervisor starts it again. Must not know what the process does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime
+
+import msgspec
+import uvloop
+
+from broker.connection import BrokerClosed, BrokerUnavailable
+from broker.metrics import PortUnavailable
+from broker.settings import ConfigError
+from broker.topology import TopologyError
+from schemas.config import Config, Logging
+
+log = logging.getLogger(__name__)
+
+# What an operator can act on by its message alone.
+KNOWN_ERRORS: tuple[type[Exception], ...] = (
+    BrokerClosed,
+    BrokerUnavailable,
+    ConfigError,
+    PortUnavailable,
+    TopologyError,
+)
+
+
+class Shutdown:
+    """``requested`` is set by the first SIGTERM or SIGINT: finish what is running, take nothing new."""
+
+    def __init__(self) -> None:
+        self.requested = asyncio.Event()
+
+
+def run_process(
+    name: str,
+    config: Config,
+    main: Callable[[Shutdown], Awaitable[None]],
+    *,
+    known_errors: tuple[type[Exception], ...] = (),
+) -> int:
+    """Runs ``main`` to its end; returns the exit code: 0 when it returned, 1 when it failed or a second
+    signal cut it short. ``known_errors`` are further exceptions whose message says all."""
+    set_up_logging(name, config.logging)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        try:
+            return runner.run(_supervise(name, main, KNOWN_ERRORS + known_errors))
+        except asyncio.CancelledError:
+            log.warning("%s stopped at once by a second signal", name)
+            return 1
+
+
+async def _supervise(
+    name: str, main: Callable[[Shutdown], Awaitable[None]], known: tuple[type[Exception], ...]
+) -> int:
+    shutdown = Shutdown()
+    task = asyncio.current_task()
+    assert task is not None
+
+    def stop(received: signal.Signals) -> None:
+        if shutdown.requested.is_set():
+            task.cancel()
+        else:
+            log.info("%s: stopping on %s", name, received.name)
+            shutdown.requested.set()
+
+    loop = asyncio.get_running_loop()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(each, stop, each)
+    try:
+        await main(shutdown)
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:
+        for leaf in _leaves(error):
+            if isinstance(leaf, known):
+                log.error("%s failed: %s: %s", name, type(leaf).__name__, leaf)
+            else:
+                log.critical("%s failed: %r", name, leaf, exc_info=leaf)
+        if not isinstance(error, Exception):
+            raise
+        return 1
+    return 0
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+def set_up_logging(name: str, config: Logging) -> None:
+    """Everything to stderr, one line a record; a trace follows its line (JSON: stands in ``trace``)."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonLines(name) if config.format == "json" else _TextLines(name))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(config.level.upper())
+    for noisy in ("asyncio", "httpx", "uvicorn.error"):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+
+
+class _TextLines(logging.Formatter):
+    def __init__(self, process: str) -> None:
+        super().__init__(f"%(asctime)s %(levelname)-7s {process} %(name)s: %(message)s")
+        self.default_msec_format = "%s.%03d"
+
+
+_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+
+
+class _JsonLines(logging.Formatter):
+    """One JSON object a line; what a call passes as ``extra`` becomes fields of it."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "process": self._process,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **{key: value for key, value in record.__dict__.items() if key not in _STANDARD},
+        }
+        if record.exc_info:
+            line["trace"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(line, enc_hook=str).decode()

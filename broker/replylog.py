@@ -1,0 +1,233 @@
+"""The I/O of one response's reply log: claiming it, writing tokens, ending it, reading it back.
+
+The rules are in the pure machines ``broker/log_reader.py`` and ``broker/log_writer.py``; here stand their
+conditions on the server. Fences and terminals carry a ``Nats-Msg-Id``, so a try whose ack was lost is found
+again by the next one (the server looks for duplicates before it looks at an expected sequence); token
+messages carry no header at all, because a header doubles what they cost every reader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+import nats.errors
+
+from broker import jetstream, metrics, subjects
+from broker.connection import Broker, NoAnswer
+from broker.jetstream import EXPECTED_SEQ, EXPECTED_SEQ_SUBJECT, MSG_ID, ApiError, StoredMessage
+from broker.log_reader import LogReader
+from schemas import codec
+from schemas.errors import HeadraceError
+from schemas.ids import Fence, GatewayId, ResponseId, SessionToken
+from schemas.reply import Closed, Failed, FenceMessage, Finished, Handoff, ReplyMessage, Started, Tokens
+
+log = logging.getLogger(__name__)
+
+CLOSE_LIMIT_S = 5.0
+READ_AGAIN_S = 0.02
+MAX_UNSENT_BYTES = 1 << 20  # in the client's output buffer: above it token messages are held back
+
+
+class FenceLost(Exception):
+    """Another writer has the response, or it was closed. ``ended``: its log has an end."""
+
+    def __init__(self, ended: bool) -> None:
+        self.ended = ended
+        super().__init__("the response has ended" if ended else "another writer has the response")
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """``fence`` None: there is nothing to do, because the log has ended or is poison. ``history`` is what
+    stood before our own Started."""
+
+    fence: Fence | None
+    history: LogReader
+
+
+class ReplyLog:
+    def __init__(
+        self, broker: Broker, gateway: GatewayId, response: ResponseId, session: SessionToken
+    ) -> None:
+        self._broker = broker
+        self._response = response
+        prefix = subjects.reply(gateway, response, session)
+        self.tokens_subject = f"{prefix}.t"
+        self.fences_subject = f"{prefix}.f"
+
+    async def claim(self, make_started: Callable[[int], Started]) -> Claim:
+        """Become the writer. ``make_started`` gets the ordinal of the attempt. Tries for as long as the
+        broker is away: the caller owns the time."""
+        history = LogReader()
+        last_fence_seq = 0
+        while True:
+            started = make_started(history.attempts + 1)
+            try:
+                seq = await self._put_fence(started, last_fence_seq)
+            except ApiError as error:
+                if not error.wrong_last_sequence:
+                    raise
+            else:
+                if last_fence_seq:
+                    await self._read_patiently(history, until=seq)
+                return Claim(None if history.end is not None else Fence(seq), history)
+            history = LogReader()
+            last_fence_seq = await self._read_patiently(history)
+            if history.end is not None or history.is_poison():
+                return Claim(None, history)
+
+    async def send_tokens(self, tokens: Tokens) -> None:
+        """Publish without an ack. While disconnected, or behind a full output buffer, nothing is sent and
+        nothing raised: ``LogWriter.rewind`` brings these tokens again."""
+        client = self._broker.nc
+        if not client.is_connected or client.pending_data_size > MAX_UNSENT_BYTES:
+            metrics.TOKENS_HELD_BACK.inc()
+            return
+        try:
+            await client.publish(self.tokens_subject, codec.encode(tokens))
+        except nats.errors.MaxPayloadError:
+            raise
+        except nats.errors.Error as error:
+            metrics.TOKENS_HELD_BACK.inc()
+            log.debug("tokens of %s were not sent: %s", self._response, error)
+
+    async def send_tokens_confirmed(self, tokens: Tokens, timeout_s: float) -> bool:
+        """Publish and wait for the ack, which covers everything published before it on this connection.
+        False: unknown or refused; rewind and send again."""
+        try:
+            await jetstream.publish(
+                self._broker, self.tokens_subject, codec.encode(tokens), timeout_s=timeout_s
+            )
+        except NoAnswer:
+            return False
+        except ApiError as error:
+            log.warning("tokens of %s were refused: %s", self._response, error)
+            return False
+        return True
+
+    async def end(self, message: Finished | Failed) -> int:
+        """Store the terminal if this writer still has the response; tries until that is known. Returns its
+        sequence. Raises ``FenceLost``."""
+        headers = {
+            MSG_ID: f"{self._response}-end-{message.fence}",
+            EXPECTED_SEQ: str(message.fence),
+            EXPECTED_SEQ_SUBJECT: self.fences_subject,
+        }
+        try:
+            ack = await jetstream.publish_until_stored(
+                self._broker, self.tokens_subject, codec.encode(message), headers
+            )
+        except ApiError as error:
+            if not error.wrong_last_sequence:
+                raise
+            history = LogReader()
+            await self._read_patiently(history)
+            raise FenceLost(ended=history.end is not None) from None
+        return ack.seq
+
+    async def close(self, closed: Closed, *, timeout_s: float = CLOSE_LIMIT_S) -> int:
+        """End the response from outside its writer; returns the sequence. Where the log has ended before,
+        the earlier end counts. Raises ``HeadraceError(broker_unavailable)`` after ``timeout_s``."""
+        headers = {MSG_ID: f"{self._response}-closed-{secrets.token_hex(6)}"}
+        ack = await jetstream.publish_until_stored(
+            self._broker, self.fences_subject, codec.encode(closed), headers, timeout_s=timeout_s
+        )
+        return ack.seq
+
+    async def hand_off(self, fence: Fence) -> bool:
+        """Say that this writer stops of its own will. False: it was not the writer any more. Conditional,
+        because a stray fence message would fence off the next writer."""
+        try:
+            await self._put_fence(Handoff(fence=fence), fence, timeout_s=CLOSE_LIMIT_S)
+        except ApiError as error:
+            if not error.wrong_last_sequence:
+                raise
+            return False
+        return True
+
+    async def lease(self) -> tuple[int, FenceMessage] | None:
+        """The last message on ``R.f`` and its sequence: ours, or the response is not ours. Raises
+        ``HeadraceError``: ``broker_unavailable`` says nothing about the lease."""
+        stored = await jetstream.last_message(self._broker, subjects.REPLIES, self.fences_subject)
+        if stored is None:
+            return None
+        try:
+            return stored.seq, codec.decode_fence_message(stored.data)
+        except msgspec.DecodeError as error:
+            raise HeadraceError(
+                "internal_error", f"the fence at REPLIES {stored.seq} does not decode"
+            ) from error
+
+    async def read(self) -> LogReader:
+        """Everything stored now."""
+        reader = LogReader()
+        await self._read(reader)
+        return reader
+
+    async def _put_fence(
+        self, message: Started | Handoff, expected_seq: int, timeout_s: float | None = None
+    ) -> int:
+        headers = {
+            MSG_ID: f"{self._response}-fence-{secrets.token_hex(6)}",
+            EXPECTED_SEQ: str(expected_seq),
+        }
+        ack = await jetstream.publish_until_stored(
+            self._broker, self.fences_subject, codec.encode(message), headers, timeout_s=timeout_s
+        )
+        return ack.seq
+
+    async def _read_patiently(self, reader: LogReader, until: int | None = None) -> int:
+        """Like ``_read``, and again when the broker was away, and until the message ``until`` is seen (a
+        replica may answer that lags behind the ack)."""
+        while True:
+            try:
+                last_fence_seq, last_seq = await self._read(reader, until)
+            except NoAnswer:
+                await self._broker.wait_connected()
+            else:
+                if until is None or last_seq >= until:
+                    return last_fence_seq
+            await asyncio.sleep(READ_AGAIN_S)
+
+    async def _read(self, reader: LogReader, until: int | None = None) -> tuple[int, int]:
+        """Feed what is stored behind ``reader.last_seq`` and before ``until``. Returns the sequences of the
+        last message on ``R.f`` and of the last one at all, as far as this call has seen them."""
+        last_fence_seq = last_seq = 0
+        stored = jetstream.messages(
+            self._broker,
+            subjects.REPLIES,
+            subjects.replies_of_response(self._response),
+            first_seq=reader.last_seq + 1,
+        )
+        async for item in stored:
+            last_seq = item.seq
+            if until is not None and item.seq >= until:
+                break
+            if item.subject == self.fences_subject:
+                last_fence_seq = item.seq
+            message = decode_stored(item)
+            if message is not None:
+                reader.feed(item.seq, message)
+        return last_fence_seq, last_seq
+
+
+def decode_stored(item: StoredMessage) -> ReplyMessage | None:
+    """The message of a stored item; None, counted and logged, where it does not decode."""
+    return decode_reply(item.subject, item.data, item.seq)
+
+
+def decode_reply(subject: str, data: bytes, seq: int) -> ReplyMessage | None:
+    """As ``decode_stored``. ``subject`` ends in ``.t`` or ``.f``."""
+    try:
+        return (
+            codec.decode_token_message(data) if subject.endswith(".t") else codec.decode_fence_message(data)
+        )
+    except msgspec.DecodeError as error:
+        metrics.UNDECODABLE.labels(stream=subjects.REPLIES).inc()
+        log.error("REPLIES %d on %s does not decode: %s", seq, subject, error)
+        return None

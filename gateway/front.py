@@ -1,0 +1,83 @@
+"""What every API surface stands on: the pipeline, the limits, who is connected, and the way out.
+
+Must not know any API's JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from broker.metrics import CONNECTIONS
+from gateway.pipeline import Pipeline
+from schemas.config import Gateway
+from schemas.errors import HeadraceError
+from schemas.ids import TenantId
+
+if TYPE_CHECKING:
+    from gateway.sockets import Socket
+
+OPEN_TENANT = TenantId("local")  # everyone, where no authentication is configured
+
+
+class Front:
+    """``connections`` is bounded by ``gateway.max_connections``; beyond, a client is told to come back."""
+
+    def __init__(self, pipeline: Pipeline, limits: Gateway) -> None:
+        self.pipeline = pipeline
+        self.limits = limits
+        self.sockets: set[Socket] = set()
+        self.connections = 0
+        self._serving = 0  # requests that have an answer to finish
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.draining = False
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """One HTTP request or WebSocket. Raises ``too_many_connections``."""
+        if self.connections >= self.limits.max_connections:
+            raise HeadraceError(
+                "too_many_connections", "This gateway has all the clients it takes; come back."
+            )
+        self.connections += 1
+        CONNECTIONS.set(self.connections)
+        try:
+            yield
+        finally:
+            self.connections -= 1
+            CONNECTIONS.set(self.connections)
+
+    @contextmanager
+    def answering(self, *, new: bool = True) -> Iterator[None]:
+        """Around each answer, so that a drain waits until it is written. Raises ``going_away`` for a new
+        one; what was accepted before a drain began is answered."""
+        if new and self.draining:
+            raise HeadraceError("going_away", "This gateway is shutting down; connect again.")
+        self._serving += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._serving -= 1
+            if self._serving == 0:
+                self._idle.set()
+
+    def ready(self) -> tuple[bool, str]:
+        return (False, "shutting down") if self.draining else self.pipeline.ready()
+
+    async def drain(self) -> None:
+        """Tell everyone, refuse new work, wait ``gateway.drain_s`` at most for the answers under way,
+        and close the sockets in a way that invites a reconnect."""
+        limit_s = self.limits.drain_s
+        self.draining = True
+        for socket in list(self.sockets):
+            socket.going_away(time_left_ms=int(limit_s * 1000))
+        with suppress(TimeoutError):  # what is left then goes on in the queue; its clients may resume
+            async with asyncio.timeout(limit_s):
+                await self.pipeline.drain()
+                await self._idle.wait()
+        for socket in list(self.sockets):
+            socket.hang_up()

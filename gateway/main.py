@@ -1,0 +1,67 @@
+"""The gateway process: connects, serves, and on SIGTERM finishes what it has begun."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from broker import topology
+from broker.cache import connect_redis
+from broker.connection import Broker
+from broker.process import Shutdown, run_process
+from broker.settings import ConfigError
+from gateway.app import build
+from gateway.front import Front
+from gateway.guard import is_loopback
+from gateway.pipeline import Pipeline
+from gateway.server import listen, make_server, raise_file_limit
+from schemas.config import Config
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config) -> int:
+    """Returns the exit code."""
+
+    async def main(shutdown: Shutdown) -> None:
+        await serve(config, shutdown)
+
+    return run_process("gateway", config, main)
+
+
+async def serve(config: Config, shutdown: Shutdown) -> None:
+    """Until a shutdown is requested and done. Raises what ``broker.process`` knows how to tell."""
+    refuse_open_host(config)
+    with listen(config.gateway) as listener:  # first, so that a taken port is told at once
+        raise_file_limit(config.gateway.max_connections)
+        broker = await Broker.connect(config.nats, name="gateway")
+        redis = connect_redis(config.redis)
+        try:
+            await topology.apply(broker)
+            pipeline = Pipeline(config, broker, redis)
+            front = Front(pipeline, config.gateway)
+            server = make_server(build(front), config.gateway)
+            async with asyncio.TaskGroup() as tasks:
+                pipeline_task = tasks.create_task(pipeline.run(), name="pipeline")
+                server_task = tasks.create_task(server.serve([listener]), name="server")
+                host, port = listener.getsockname()[:2]
+                log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+                await shutdown.requested.wait()
+                await front.drain()
+                server.should_exit = True
+                await server_task
+                pipeline_task.cancel()
+        finally:
+            await redis.aclose()
+            await broker.close()
+    log.info("stopped")
+
+
+def refuse_open_host(config: Config) -> None:
+    """Raises ``ConfigError``. Nobody is asked who they are, so only this machine may ask."""
+    gateway = config.gateway
+    if not gateway.allow_unauthenticated and not is_loopback(gateway.host):
+        raise ConfigError(
+            f"gateway.host = {gateway.host!r} is open to the network and nobody is authenticated: use "
+            "127.0.0.1, or set gateway.allow_unauthenticated = true behind something that authenticates"
+        )

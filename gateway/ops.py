@@ -1,0 +1,79 @@
+"""What operators and clients ask about the gateway itself: health, readiness, metrics, models."""
+
+from __future__ import annotations
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from broker.metrics import exposition
+from gateway.catalog import ModelCard
+from gateway.front import Front
+from schemas.errors import HeadraceError
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """OpenAI's model object; below ``owned_by``, ours. ``token`` names the model in subjects."""
+
+    id: str
+    created: int
+    object: str = "model"
+    owned_by: str = "headrace"
+    token: str
+    revision: str
+    max_model_len: int
+    workers: int
+    slots: int
+    running: int
+    waiting: int
+
+
+class ModelList(msgspec.Struct, frozen=True):
+    data: list[Model]
+    object: str = "list"
+
+
+def healthz() -> Response:
+    """The process lives and its event loop turns."""
+    return PlainTextResponse("ok\n")
+
+
+def readyz(front: Front) -> Response:
+    """200 only if a chat would be answered now."""
+    ready, reason = front.ready()
+    headers = {} if ready else {"retry-after": "2"}
+    return PlainTextResponse(f"{reason or 'ready'}\n", status_code=200 if ready else 503, headers=headers)
+
+
+def metrics(request: Request) -> Response:
+    body, content_type = exposition(request.headers.get("accept", ""))
+    return Response(body, headers={"content-type": content_type})
+
+
+def models(front: Front) -> Response:
+    listed = ModelList([_model(card) for card in front.pipeline.models()])
+    return Response(msgspec.json.encode(listed), media_type="application/json")
+
+
+def model(front: Front, name: str) -> Response:
+    """Raises ``model_not_found``."""
+    for card in front.pipeline.models():
+        if card.name == name:
+            return Response(msgspec.json.encode(_model(card)), media_type="application/json")
+    raise HeadraceError(
+        "model_not_found", "No worker serves this model; /v1/models lists those served.", param="model"
+    )
+
+
+def _model(card: ModelCard) -> Model:
+    return Model(
+        id=card.name,
+        created=card.created_unix_ms // 1000,
+        token=card.token,
+        revision=card.revision,
+        max_model_len=card.max_model_len,
+        workers=card.workers,
+        slots=card.slots,
+        running=card.running,
+        waiting=card.waiting,
+    )

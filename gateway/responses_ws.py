@@ -1,0 +1,177 @@
+"""The Responses API over a WebSocket: many responses at once on one connection, each a task of its session.
+
+Client events: ``response.create`` (the parameters stand in the event itself, as the SDK sends them),
+``response.cancel``, ``response.resume``, ``ping``. Requests with the same ``stream_id`` run one after the
+other, all others at once; every event of a response carries its ``stream_id`` if it has one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from broker.metrics import RESUMES
+from gateway.errors import internal
+from gateway.front import OPEN_TENANT, Front
+from gateway.generation import Generation
+from gateway.http_request import now_ms
+from gateway.live import Live
+from gateway.parse_json import JsonObject, to_request
+from gateway.parse_responses import parse_create, to_generation
+from gateway.responses_events import seen_tokens
+from gateway.responses_view import events_of, find
+from gateway.sockets import Socket, SocketClosed
+from schemas.errors import HeadraceError
+
+log = logging.getLogger(__name__)
+_encoder = msgspec.json.Encoder()
+CLIENT_EVENTS = ("response.create", "response.cancel", "response.resume", "ping")
+
+
+class Cancel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    response_id: str
+
+
+class Resume(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    response_id: str
+    starting_after: Annotated[int, Meta(ge=-1, le=1 << 53)] = -1
+
+
+class Pong(msgspec.Struct, frozen=True):
+    event_id: str | msgspec.UnsetType = msgspec.UNSET
+    type: Literal["pong"] = "pong"
+
+
+class Ping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """What an error is about, as far as the client named it."""
+
+    event_id: str | None = None
+    stream_id: str | None = None
+
+
+class ResponsesSession:
+    def __init__(self, front: Front, socket: Socket) -> None:
+        self._front = front
+        self._socket = socket
+        self._running: set[asyncio.Task[None]] = set()  # bounded: beyond it, too_many_responses
+        self._lanes: dict[str, asyncio.Task[None]] = {}  # the last of each stream_id
+
+    async def run(self) -> None:
+        """Until the client or the gateway hangs up; its responses are then detached from, not cancelled."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._socket.attend_shutdown(), name="attend-shutdown")
+                while True:
+                    await self._take(tasks)
+        except* SocketClosed:
+            pass
+
+    async def _take(self, tasks: asyncio.TaskGroup) -> None:
+        origin = Origin()
+        try:
+            raw = await self._socket.receive()
+            kind, event_id = raw.pop("type", None), raw.pop("event_id", None)
+            origin = Origin(_if_text(event_id), _if_text(raw.get("stream_id")))
+            match kind:
+                case "response.create":
+                    self._create(tasks, raw, origin)
+                case "response.cancel":
+                    await self._cancel(raw)
+                case "response.resume":
+                    self._resume(tasks, raw, origin)
+                case "ping":
+                    to_request(raw, Ping)
+                    await self._socket.send(_encoder.encode(Pong(origin.event_id or msgspec.UNSET)))
+                case _:
+                    known = ", ".join(CLIENT_EVENTS)
+                    problem = f"Send an event whose type is one of {known}."
+                    raise HeadraceError("unknown_event", problem, param="type")
+        except HeadraceError as error:
+            await self._socket.error(error, event_id=origin.event_id, stream_id=origin.stream_id)
+
+    def _create(self, tasks: asyncio.TaskGroup, raw: JsonObject, origin: Origin) -> None:
+        params = parse_create(raw)
+        generation = to_generation(
+            params, tenant=OPEN_TENANT, limits=self._front.limits, received_unix_ms=now_ms()
+        )
+        earlier = self._lanes.get(params.stream_id) if params.stream_id is not None else None
+        task = self._spawn(tasks, self._generate(generation, origin, earlier), origin)
+        if params.stream_id is not None:
+            self._lanes[params.stream_id] = task
+            task.add_done_callback(lambda done: self._leave_lane(str(params.stream_id), done))
+
+    def _resume(self, tasks: asyncio.TaskGroup, raw: JsonObject, origin: Origin) -> None:
+        resume = to_request(raw, Resume)
+        live = find(self._front, resume.response_id)
+        RESUMES.inc()
+        self._spawn(tasks, self._follow(live, origin, after=resume.starting_after), origin)
+
+    async def _cancel(self, raw: JsonObject) -> None:
+        """Whoever follows the response gets its ``response.incomplete``; here there is no answer."""
+        live = find(self._front, to_request(raw, Cancel).response_id)
+        await self._front.pipeline.cancel(live.response_id, OPEN_TENANT)
+
+    def _spawn(
+        self, tasks: asyncio.TaskGroup, work: Coroutine[None, None, None], origin: Origin
+    ) -> asyncio.Task[None]:
+        limit = self._front.limits.max_responses_per_connection
+        if len(self._running) >= limit:
+            work.close()
+            problem = f"This connection has {limit} responses running; wait for one to end."
+            raise HeadraceError("too_many_responses", problem)
+        task = tasks.create_task(self._or_error(work, origin), name="response")
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+    def _leave_lane(self, lane: str, task: asyncio.Task[None]) -> None:
+        if self._lanes.get(lane) is task:
+            del self._lanes[lane]
+
+    async def _or_error(self, work: Coroutine[None, None, None], origin: Origin) -> None:
+        """What goes wrong with one response is told to its client, and the connection lives on."""
+        try:
+            await work
+        except HeadraceError as error:
+            await self._socket.error(error, event_id=origin.event_id, stream_id=origin.stream_id)
+        except SocketClosed:
+            raise
+        except Exception:
+            log.exception("a response could not be served")
+            await self._socket.error(internal(), event_id=origin.event_id, stream_id=origin.stream_id)
+
+    async def _generate(
+        self, generation: Generation, origin: Origin, earlier: asyncio.Task[None] | None
+    ) -> None:
+        if earlier is not None:
+            await asyncio.wait({earlier})
+        with self._front.answering():
+            live = await self._front.pipeline.submit(generation)
+            await self._follow(live, origin, after=-1)
+
+    async def _follow(self, live: Live, origin: Origin, *, after: int) -> None:
+        """Send the events behind ``after``. While one waits for the client, news merge in the reader."""
+        reader = live.reader(seen_tokens(after))
+        try:
+            events = events_of(live, after=after, stream_id=origin.stream_id)
+            for event in events.opening():
+                await self._socket.send(_encoder.encode(event))
+            while updates := await reader.next():
+                for update in updates:
+                    for event in events.feed(update):
+                        await self._socket.send(_encoder.encode(event))
+        finally:
+            reader.close()
+
+
+def _if_text(value: object) -> str | None:
+    return value if isinstance(value, str) else None

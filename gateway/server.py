@@ -1,0 +1,71 @@
+"""The HTTP and WebSocket server: uvicorn, embedded, on a socket of our own. Must not know any route."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from broker.metrics import PortUnavailable
+from schemas.config import Gateway
+
+log = logging.getLogger(__name__)
+CLOSE_S = 5  # after a drain, for close frames to be answered
+
+
+class EmbeddedServer(uvicorn.Server):
+    """Signals belong to ``broker.process``."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def listen(config: Gateway) -> socket.socket:
+    """Port 0 takes a free one. Raises ``PortUnavailable``.
+
+    A client that stops reading is cut off by the kernel (TCP_USER_TIMEOUT, which also covers a window
+    that stays shut, tcp(7)): uvicorn would wait for ever to flush, and its own pings need the flush too.
+    """
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        listener = socket.create_server((config.host, config.port), family=family, backlog=2048)
+    except OSError as error:
+        raise PortUnavailable(f"cannot listen on {config.host}:{config.port}: {error.strerror}") from None
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(config.ping_timeout_s * 1000))
+    return listener
+
+
+def make_server(app: ASGIApp, config: Gateway) -> EmbeddedServer:
+    return EmbeddedServer(
+        uvicorn.Config(
+            app,
+            loop="none",
+            http="httptools",
+            ws="websockets-sansio",
+            ws_max_size=config.max_frame_bytes,
+            ws_ping_interval=config.ping_interval_s,
+            ws_ping_timeout=config.ping_timeout_s,
+            ws_per_message_deflate=False,  # 45 against 12 KiB an idle connection, and tokens are too short
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=CLOSE_S,
+        )
+    )
+
+
+def raise_file_limit(connections: int) -> None:
+    """One descriptor a connection, and some to live on."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + 256
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
+    if hard < wanted:
+        log.warning("the limit of open files (%d) is below gateway.max_connections (%d)", hard, connections)

@@ -1,0 +1,98 @@
+"""One WebSocket: whole JSON objects in, whole messages out, one at a time, until either side is done.
+
+Must not know what the messages mean. Protocol pings, their timeout and the limit of a frame are the
+server's (``gateway/server.py``); what a message may weigh is checked here, where it can be answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Literal
+
+import msgspec
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from gateway.errors import socket_event
+from gateway.parse_json import JsonObject, decode_object, too_large
+from schemas.errors import HeadraceError
+
+SERVICE_RESTART = 1012  # close code: come back at once
+
+
+class SocketClosed(Exception):
+    """Either side closed, or the connection broke."""
+
+
+class GoingAway(msgspec.Struct, frozen=True):
+    time_left_ms: int
+    type: Literal["session.going_away"] = "session.going_away"
+
+
+class Socket:
+    """Sends wait until the client's window has room (a lock, not a queue: whoever has news waits, and
+    news of one response merges while it waits), so a client that reads nothing holds one message per
+    response. One that reads nothing for ``gateway.ping_timeout_s`` is cut off by the kernel
+    (TCP_USER_TIMEOUT, ``gateway/server.py``) or by the missing pong."""
+
+    def __init__(self, websocket: WebSocket, max_message_bytes: int) -> None:
+        self._websocket = websocket
+        self._max_message_bytes = max_message_bytes
+        self._sending = asyncio.Lock()
+        self._notice: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._hang_up = asyncio.Event()
+
+    async def receive(self) -> JsonObject:
+        """The next message as an object. Raises ``HeadraceError`` for one that is none (go on reading),
+        ``SocketClosed``."""
+        try:
+            message = await self._websocket.receive()
+        except RuntimeError:  # Starlette: already disconnected
+            raise SocketClosed from None
+        if message["type"] == "websocket.disconnect":
+            raise SocketClosed
+        data: str | bytes = message.get("text") or message.get("bytes") or ""
+        size = len(data) if isinstance(data, bytes) or data.isascii() else len(data.encode())
+        if size > self._max_message_bytes:
+            raise too_large(self._max_message_bytes)
+        return decode_object(data)
+
+    async def send(self, message: bytes) -> None:
+        """Raises ``SocketClosed``."""
+        async with self._sending:
+            try:
+                await self._websocket.send({"type": "websocket.send", "text": message.decode()})
+            except (WebSocketDisconnect, RuntimeError):  # RuntimeError: a close was sent already
+                raise SocketClosed from None
+
+    async def error(
+        self,
+        error: HeadraceError,
+        *,
+        event_id: str | None = None,
+        stream_id: str | None = None,
+        response_id: str | None = None,
+    ) -> None:
+        await self.send(socket_event(error, event_id=event_id, stream_id=stream_id, response_id=response_id))
+
+    async def close(self, code: int, reason: str = "") -> None:
+        async with self._sending:
+            try:
+                await self._websocket.close(code, reason)
+            except (WebSocketDisconnect, RuntimeError):
+                raise SocketClosed from None
+
+    # -- the gateway's shutdown -----------------------------------------------------------------------
+
+    def going_away(self, *, time_left_ms: int) -> None:
+        if not self._notice.done():
+            self._notice.set_result(msgspec.json.encode(GoingAway(time_left_ms)))
+
+    def hang_up(self) -> None:
+        self._hang_up.set()
+
+    async def attend_shutdown(self) -> None:
+        """A task of every session: passes on the notice, later closes with 1012. Raises ``SocketClosed``."""
+        await self.send(await self._notice)
+        await self._hang_up.wait()
+        await self.close(SERVICE_RESTART, "this gateway is shutting down; connect again")
+        raise SocketClosed

@@ -1,0 +1,106 @@
+"""Headless Chromium for tests: finds it, starts it, and records all that a page must not do.
+
+Knows nothing of any page. ``tests/install-browser`` puts a browser where this looks.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from playwright.async_api import Browser, ConsoleMessage, Page, Request, async_playwright
+
+FLAGS = [
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+WIDE = {"width": 1180, "height": 800}
+PHONE = {"width": 390, "height": 844}
+
+
+def find_chromium() -> str:
+    """The browser's path: ``HEADRACE_CHROMIUM``, the one ``tests/install-browser`` unpacked, or one on PATH."""
+    named = os.environ.get("HEADRACE_CHROMIUM")
+    if named:
+        return named
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    unpacked = sorted((cache / "headrace").glob("chromium-*/chromium"))
+    found = [str(path) for path in unpacked[-1:]]
+    found += [path for name in ("chromium", "google-chrome") if (path := shutil.which(name))]
+    if not found:
+        raise FileNotFoundError("no Chromium for the browser tests: run tests/install-browser")
+    return found[0]
+
+
+@dataclass
+class Watch:
+    """What a page did that a well-behaved page does not, and what it loaded."""
+
+    origin: str
+    console: list[str] = field(default_factory=list)  # errors and warnings, uncaught exceptions
+    csp_violations: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)  # requests to other origins
+    loaded: list[str] = field(default_factory=list)
+
+    def saw_console(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            self.console.append(f"{message.type}: {message.text}")
+
+    def saw_request(self, request: Request) -> None:
+        self._saw_url(request.url)
+
+    def _saw_url(self, url: str) -> None:
+        self.loaded.append(url)
+        parts = urlsplit(url)
+        if parts.scheme not in ("data", "blob") and parts.netloc != urlsplit(self.origin).netloc:
+            self.foreign.append(url)
+
+    def saw_websocket(self, url: str) -> None:
+        self._saw_url(url)
+
+    def assert_clean(self) -> None:
+        assert self.console == []
+        assert self.csp_violations == []
+        assert self.foreign == []
+
+
+@asynccontextmanager
+async def chromium() -> AsyncIterator[Browser]:
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=find_chromium(), headless=True, chromium_sandbox=os.getuid() != 0, args=FLAGS
+        )
+        try:
+            yield browser
+        finally:
+            await browser.close()
+
+
+@asynccontextmanager
+async def watched_page(browser: Browser, url: str, **context: Any) -> AsyncIterator[tuple[Page, Watch]]:
+    """Opens ``url`` in a fresh context (no cookies, no storage); ``context``: options of ``new_context``."""
+    watch = Watch(url)
+    async with await browser.new_context(**{"viewport": WIDE, **context}) as opened:
+        page = await opened.new_page()
+        page.set_default_timeout(20_000)
+        page.on("console", watch.saw_console)
+        page.on("pageerror", lambda error: watch.console.append(f"uncaught: {error}"))
+        page.on("request", watch.saw_request)
+        page.on("websocket", lambda socket: watch.saw_websocket(socket.url))
+        await page.expose_function("reportViolation", watch.csp_violations.append)
+        await page.add_init_script(
+            "addEventListener('securitypolicyviolation', (event) =>"
+            " window.reportViolation(`${event.violatedDirective}: ${event.blockedURI}`))"
+        )
+        await page.goto(url)
+        yield page, watch

@@ -1,0 +1,237 @@
+"""A live response: any merging of the log, any reader, the same text and exactly one end."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.cursor import cursor
+from gateway.generation import ChatMessage, Ended, Generation, Started, Text, Update
+from gateway.live import Live, LiveReader
+from gateway.text import Detokenizer, complete
+from schemas import reply
+from schemas.ids import Fence, GatewayId, ModelToken, ResponseId, SessionToken, TenantId, WorkerId
+from schemas.job import Job, Presentation
+from schemas.reply import Closed, Failed, Finished, ReplyMessage, TokenLogprobs, Tokens, Usage
+from schemas.sampling import Sampling
+from tests.unit.gateway.tokenizers_built import byte_level
+
+BYTES = Detokenizer(byte_level())
+
+
+@dataclass
+class Owner:
+    calls: list[str] = field(default_factory=list)
+
+    def live_attended(self, live: Live) -> None:
+        self.calls.append("attended")
+
+    def live_deserted(self, live: Live) -> None:
+        self.calls.append("deserted")
+
+    def live_stopped(self, live: Live, total: int) -> None:
+        self.calls.append(f"stopped {total}")
+
+    def live_tokens(self, live: Live, count: int) -> None: ...
+
+    def live_ended(self, live: Live) -> None:
+        self.calls.append("ended")
+
+
+def make(stop: tuple[str, ...] = (), logprobs: int | None = None) -> tuple[Live, Owner]:
+    sampling = Sampling(max_tokens=1000, logprobs=logprobs)
+    job = Job(
+        response=ResponseId("resp_01JD0000000000000000000000"),
+        tenant=TenantId("t"),
+        session=SessionToken("s"),
+        gateway=GatewayId("gw"),
+        model=ModelToken("m"),
+        model_name="m",
+        prompt_ids=(1, 2, 3),
+        sampling=sampling,
+        presentation=Presentation(api="responses", stop=stop),
+        created_unix_ms=1,
+        deadline_unix_ms=2,
+    )
+    generation = Generation("responses", TenantId("t"), "m", (ChatMessage("user", "hi"),), sampling, stop=stop)
+    owner = Owner()
+    return Live(job, generation, BYTES, owner), owner
+
+
+STARTED = reply.Started(attempt=1, worker=WorkerId("w"))
+
+
+def tokens(offset: int, ids: list[int]) -> Tokens:
+    return Tokens(fence=Fence(1), offset=offset, ids=tuple(ids))
+
+
+def finished(ids: list[int], reason: reply.FinishReason = "stop") -> Finished:
+    usage = Usage(prompt_tokens=3, cached_tokens=2, completion_tokens=len(ids))
+    return Finished(fence=Fence(1), total=len(ids), reason=reason, ids=tuple(ids), usage=usage)
+
+
+def updates(reader: LiveReader) -> list[Update]:
+    """What a reader that does not wait gets."""
+    coroutine = reader.next()
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return done.value
+    coroutine.close()
+    return []
+
+
+def text_of(given: list[Update]) -> str:
+    return "".join(update.text for update in given if isinstance(update, Text))
+
+
+def ids_of(text: str) -> list[int]:
+    return byte_level().encode(text).ids
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=40), st.lists(st.integers(1, 7), min_size=60, max_size=90), st.lists(st.text("a STOP:", min_size=1, max_size=3), max_size=2),
+       st.data())  # fmt: skip
+async def test_any_merging_and_any_resume_gives_the_same(
+    text: str, cuts: list[int], stop: list[str], data: st.DataObject
+) -> None:
+    ids = ids_of(text + "a STOP b")
+    whole = complete(BYTES, ids, stop)
+    live, owner = make(tuple(stop))
+    reader = live.reader()
+    seen: list[Update] = []
+    live.feed(1, STARTED)
+    at = 0
+    for seq, size in enumerate(cuts, start=2):
+        live.feed(seq, tokens(at, ids[at : at + size]))
+        at += size
+        if size % 2:
+            seen += updates(reader) if live.end is None or not ended(seen) else []
+    live.feed(100, finished(ids, "length"))
+    if not ended(seen):
+        seen += await reader.next()
+    assert isinstance(seen[0], Started)
+    assert sum(isinstance(update, Ended) for update in seen) == 1
+    assert text_of(seen) == live.text == whole.text
+    end = seen[-1]
+    assert isinstance(end, Ended)
+    assert end.total == whole.total == end.usage.completion_tokens
+    assert (end.outcome, end.reason) == (("completed", "stop") if whole.stopped else ("incomplete", "length"))
+    assert owner.calls.count("ended") == 1
+    assert await reader.next() == []
+
+    # the same cursor at every boundary, however merged; and a resume from it gives exactly the rest
+    single = live_one_by_one(ids, tuple(stop))
+    numbers = {cursor(update.end_token) for update in single if isinstance(update, Text)}
+    got = [update for update in seen if isinstance(update, Text)]
+    assert {cursor(update.end_token) for update in got} <= numbers
+    position = data.draw(st.sampled_from([0, *(update.end_token for update in got)]))
+    before = "".join(update.text for update in got if update.end_token <= position)
+    assert before + text_of(await live.reader(position).next()) == whole.text
+
+
+def ended(seen: list[Update]) -> bool:
+    return bool(seen) and isinstance(seen[-1], Ended)
+
+
+def live_one_by_one(ids: list[int], stop: tuple[str, ...]) -> list[Update]:
+    live, _ = make(stop)
+    reader = live.reader()
+    live.feed(1, STARTED)
+    seen = []
+    for n, id_ in enumerate(ids):
+        live.feed(n + 2, tokens(n, [id_]))
+        seen += updates(reader)
+        if live.end is not None:
+            return seen
+    live.feed(1000, finished(ids))
+    return seen + updates(reader)
+
+
+async def test_a_reader_waits_and_is_woken_once_per_news() -> None:
+    live, _ = make()
+    reader = live.reader()
+    waiting = asyncio.ensure_future(reader.next())
+    await asyncio.sleep(0)
+    live.feed(1, STARTED)
+    assert await waiting == [Started()]
+    half = BYTES.token_bytes
+    first = next(n for n in range(300) if half(n) == b"\xf0")
+    waiting = asyncio.ensure_future(reader.next())
+    await asyncio.sleep(0)
+    live.feed(2, tokens(0, [first]))  # a quarter of a character is no news
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    live.feed(3, finished([first]))
+    text, end = await waiting
+    assert isinstance(text, Text)
+    assert isinstance(end, Ended)
+    assert (text.text, text.end_token, end.total) == ("\ufffd", 2, 1)  # released by the end
+
+
+async def test_stop_string_ends_at_once_and_asks_for_the_log_to_be_closed() -> None:
+    live, owner = make(stop=("END",))
+    reader = live.reader()
+    live.feed(1, STARTED)
+    ids = ids_of("abc END")
+    live.feed(2, tokens(0, ids + ids_of(" never shown")))
+    seen = await reader.next()
+    assert text_of(seen) == "abc "
+    assert isinstance(seen[-1], Ended)
+    assert (seen[-1].outcome, seen[-1].reason, seen[-1].total) == ("completed", "stop", len(ids))
+    assert owner.calls == ["attended", f"stopped {len(ids)}", "ended"]
+    live.feed(3, Failed(fence=Fence(1), code="engine_failed", message="late"))
+    assert owner.calls.count("ended") == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "outcome", "reason", "code"),
+    [
+        (finished(ids_of("hi"), "length"), "incomplete", "length", None),
+        (finished(ids_of("hi"), "tool_calls"), "completed", "tool_calls", None),
+        (Closed(reason="cancelled"), "cancelled", "cancelled", None),
+        (Closed(reason="deadline"), "failed", "deadline", "deadline_exceeded"),
+        (Closed(reason="stop", total=1), "completed", "stop", None),
+        (Closed(reason="refused", code="engine_rejected", message="no"), "failed", None, "engine_rejected"),
+        (Failed(fence=Fence(1), code="poison", message="3 attempts"), "failed", None, "poison"),
+        (Failed(fence=Fence(1), code="from_the_future", message=""), "failed", None, "internal_error"),
+    ],
+)
+async def test_outcomes(message: ReplyMessage, outcome: str, reason: str | None, code: str | None) -> None:
+    live, _ = make()
+    live.feed(1, STARTED)
+    live.feed(2, message)
+    end = (await live.reader().next())[-1]
+    assert isinstance(end, Ended)
+    assert (end.outcome, end.reason, end.code) == (outcome, reason, code)
+    assert end.usage.prompt_tokens == 3
+    assert end.code is None or end.message
+
+
+async def test_last_reader_gone_is_told_once_and_not_after_the_end() -> None:
+    live, owner = make()
+    one, two = live.reader(), live.reader()
+    one.close()
+    one.close()
+    assert owner.calls == ["attended"]
+    two.close()
+    assert owner.calls == ["attended", "deserted"]
+    three = live.reader()
+    live.feed(1, STARTED)
+    live.feed(2, finished([]))
+    three.close()
+    assert owner.calls == ["attended", "deserted", "attended", "ended"]
+
+
+async def test_logprobs_cover_every_token_that_counts() -> None:
+    live, _ = make(stop=("END",), logprobs=0)
+    ids = ids_of("ab END")
+    live.feed(1, STARTED)
+    logprobs = tuple(TokenLogprobs(-float(n)) for n in range(len(ids)))
+    live.feed(2, Tokens(fence=Fence(1), offset=0, ids=tuple(ids), logprobs=logprobs))
+    text = next(update for update in await live.reader().next() if isinstance(update, Text))
+    assert (text.text, text.token_ids, text.logprobs) == ("ab ", tuple(ids), logprobs)

@@ -1,0 +1,141 @@
+"""Sends tokens to the reply logs: one task for all responses, none per token.
+
+The engine's step appends to each response's ``LogWriter`` and marks it; the task sends what every marked
+response has, as one message each. While the task or the connection lags, tokens pile up in the writers
+(bounded by max_tokens) and go out merged, so the engine never waits for the network. Must not know where
+tokens come from, nor what ends a response.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from broker import metrics
+from broker.connection import Broker
+from broker.log_writer import LogWriter
+from broker.replylog import MAX_UNSENT_BYTES, ReplyLog
+from schemas.ids import ModelToken
+from schemas.reply import Tokens
+
+CONFIRM_TIMEOUT_S = 2.0
+FULL_BUFFER_PAUSE_S = 0.005
+
+
+@dataclass(slots=True, eq=False)
+class Outlet:
+    """One response's way out. Times are the loop's clock. ``sent_s``: when tokens were last sent, or the
+    job was pulled; ``asked_s``: when an ack was last asked for."""
+
+    log: ReplyLog
+    writer: LogWriter
+    sent_s: float
+    asked_s: float
+    counted: int  # tokens up to this offset are in the metrics, or were another worker's
+    first: bool = True
+    confirming: bool = False
+    open: bool = True
+
+
+class Publisher:
+    """``confirm_interval_s``: one message a response in this time asks for its ack (rule 5)."""
+
+    def __init__(self, broker: Broker, model: ModelToken, *, confirm_interval_s: float) -> None:
+        self._broker = broker
+        self._confirm_interval_s = confirm_interval_s
+        self._outlets: set[Outlet] = set()
+        self._marked: dict[Outlet, None] = {}
+        self._wake = asyncio.Event()
+        self._clock = asyncio.get_running_loop().time
+        self._first_token_s = metrics.WORKER.first_token_s.labels(model=model)
+        self._inter_token_s = metrics.WORKER.inter_token_s.labels(model=model)
+        self._completion_tokens = metrics.WORKER.completion_tokens.labels(model=model)
+
+    def open(self, log: ReplyLog, writer: LogWriter, *, pulled_s: float) -> Outlet:
+        outlet = Outlet(log, writer, sent_s=pulled_s, asked_s=self._clock(), counted=writer.total)
+        self._outlets.add(outlet)
+        return outlet
+
+    def close(self, outlet: Outlet) -> None:
+        """Nothing more is sent for it; what its writer holds is the caller's."""
+        if not outlet.open:
+            return
+        outlet.open = False
+        self._outlets.discard(outlet)
+        self._marked.pop(outlet, None)
+        self._count(outlet, outlet.writer.total, self._clock())
+
+    def mark(self, outlet: Outlet) -> None:
+        """Its writer has new tokens. Cheap: called for every request of every engine step."""
+        self._marked[outlet] = None
+        self._wake.set()
+
+    async def flush(self, outlet: Outlet) -> None:
+        """Send what its writer has, now."""
+        if (tokens := outlet.writer.take()) is not None:
+            await outlet.log.send_tokens(tokens)
+
+    async def run(self) -> None:
+        """Never returns."""
+        self._broker.on_reconnect(self._reconnected)
+        try:
+            async with asyncio.TaskGroup() as confirmations:
+                while True:
+                    await self._wake.wait()
+                    self._wake.clear()
+                    if not self._broker.connected:
+                        continue  # the reconnect marks and wakes
+                    while self._broker.nc.pending_data_size > MAX_UNSENT_BYTES:
+                        await asyncio.sleep(FULL_BUFFER_PAUSE_S)
+                    marked, self._marked = self._marked, {}
+                    await self._send(marked, confirmations)
+        finally:
+            self._broker.off_reconnect(self._reconnected)
+
+    async def _send(self, marked: dict[Outlet, None], confirmations: asyncio.TaskGroup) -> None:
+        now_s = self._clock()
+        asked = False
+        for outlet in marked:
+            tokens = outlet.writer.take() if outlet.open else None
+            if tokens is None:
+                continue
+            if now_s - outlet.asked_s >= self._confirm_interval_s and not outlet.confirming:
+                outlet.confirming = asked = True
+                outlet.asked_s = now_s
+                confirmations.create_task(self._confirm(outlet, tokens), name="confirm-tokens")
+            else:
+                await outlet.log.send_tokens(tokens)
+            self._count(outlet, tokens.offset + len(tokens.ids), now_s)
+        if asked:  # a new task runs up to its publish before this one goes on, so no later tokens overtake it
+            await asyncio.sleep(0)
+
+    async def _confirm(self, outlet: Outlet, tokens: Tokens) -> None:
+        stored = await outlet.log.send_tokens_confirmed(tokens, CONFIRM_TIMEOUT_S)
+        outlet.confirming = False
+        if stored:
+            outlet.writer.confirmed(tokens.offset + len(tokens.ids))
+        elif outlet.open:
+            outlet.writer.rewind()
+            self.mark(outlet)
+
+    def _count(self, outlet: Outlet, end_offset: int, now_s: float) -> None:
+        tokens = end_offset - outlet.counted
+        if tokens <= 0:
+            return  # sent again
+        waited_s = now_s - outlet.sent_s
+        outlet.sent_s = now_s
+        outlet.counted = end_offset
+        if outlet.first:
+            outlet.first = False
+            self._first_token_s.observe(waited_s)
+        else:
+            for _ in range(tokens):
+                self._inter_token_s.observe(waited_s / tokens)
+        self._completion_tokens.inc(tokens)
+
+    def _reconnected(self) -> None:
+        """What was on the wire may be lost: send everything that is not confirmed again."""
+        for outlet in self._outlets:
+            outlet.writer.rewind()
+            if outlet.writer.unsent:
+                self.mark(outlet)

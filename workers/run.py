@@ -1,0 +1,261 @@
+"""One job on this worker: carries out what ``run_state`` decides, and lets tokens past it to the publisher.
+
+A run is one task, woken by news and about three times per ack_wait; never by a token. Must not know how
+jobs are pulled, nor how many run at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass
+
+import msgspec
+
+from broker import jetstream, metrics, subjects
+from broker.connection import Broker, unix_ms
+from broker.jobs import JobDelivery, bury
+from broker.log_reader import LogReader
+from broker.log_writer import LogWriter
+from broker.replylog import FenceLost, ReplyLog, decode_stored
+from schemas import codec
+from schemas.errors import HeadraceError
+from schemas.ids import GatewayId, ModelToken, ResponseId, SessionToken, WorkerId, parse_token
+from schemas.job import PRIORITIES, DeadLetter, Job
+from schemas.reply import Closed, Failed, Finished, Handoff, Started, Timings, Usage
+from workers import run_state as s
+from workers.engine.base import Delta, Engine, EngineRequest, RequestEnd
+from workers.publisher import Outlet, Publisher
+
+log = logging.getLogger(__name__)
+
+END_AFTER_LOSS_S = 5.0  # a run that is told to end does so within this, or is cancelled by the worker
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What all runs of a worker share. ``live``: the runs whose requests are in the engine."""
+
+    broker: Broker
+    engine: Engine
+    publisher: Publisher
+    worker: WorkerId
+    model: ModelToken
+    hold_interval_s: float
+    live: MutableMapping[ResponseId, Run]
+
+
+class Run:
+    """``earlier``: the run of the same response that this worker still has; it ends before this one begins."""
+
+    def __init__(self, bench: Bench, delivery: JobDelivery, *, earlier: Run | None = None) -> None:
+        self.response = response_of(delivery)
+        self.over = asyncio.Event()
+        self._bench = bench
+        self._delivery = delivery
+        self._earlier = earlier
+        self._clock = asyncio.get_running_loop().time
+        self._pulled_s = self._clock()
+        self._pulled_unix_ms = unix_ms()
+        self._inbox: deque[s.Event] = deque()  # a handful: each kind of news comes once or is harmless twice
+        self._news = asyncio.Event()
+        self._writer: LogWriter | None = None
+        self._outlet: Outlet | None = None
+
+    def post(self, event: s.Event) -> None:
+        self._inbox.append(event)
+        self._news.set()
+
+    def on_delta(self, delta: Delta) -> None:
+        """Called in the engine's step."""
+        assert self._writer is not None
+        assert self._outlet is not None
+        if delta.ids:
+            self._writer.append(delta.ids, delta.logprobs)
+        if delta.end is None:
+            self._bench.publisher.mark(self._outlet)
+        else:  # the terminal repeats all tokens, the last ones need no message of their own
+            self._bench.live.pop(self.response, None)
+            self.post(s.EngineEnded(delta.end))
+
+    async def run(self) -> None:
+        """From the pulled job to its ack, nak or silence."""
+        try:
+            if self._earlier is not None:
+                self._earlier.post(s.Superseded())
+                await self._earlier.over.wait()
+                self._earlier = None
+            await self._live_through()
+        finally:
+            self._let_go()
+            self.over.set()
+
+    async def _live_through(self) -> None:
+        first = self._read_job()
+        deadline_s = self._pulled_s
+        if isinstance(first, s.JobRead):
+            deadline_s += (self._job.deadline_unix_ms - self._pulled_unix_ms) / 1000
+        state = s.RunState(deadline_s=deadline_s, hold_interval_s=self._bench.hold_interval_s)
+        events: deque[s.Event] = deque([first])
+        while True:
+            while events:
+                for effect in state.handle(events.popleft(), self._clock()):
+                    if (brought := await self._carry_out(effect)) is not None:
+                        events.append(brought)
+            if state.state is s.State.OVER:
+                break
+            events.append(await self._next_event(state.due_s))
+        if state.outcome is not None:
+            self._count(state.outcome)
+
+    async def _next_event(self, due_s: float | None) -> s.Event:
+        while not self._inbox:
+            self._news.clear()
+            try:
+                async with asyncio.timeout_at(due_s):
+                    await self._news.wait()
+            except TimeoutError:
+                return s.Tick()
+        return self._inbox.popleft()
+
+    # -- effects --------------------------------------------------------------------------------------
+
+    async def _carry_out(self, effect: s.Effect) -> s.Event | None:
+        try:
+            return await self._effect(effect)
+        except (HeadraceError, jetstream.ApiError) as error:
+            # Not carried out and not to be: the job is not acked, so it comes again after ack_wait.
+            log.error("%s: %s failed: %s", self.response, type(effect).__name__, error)
+            return s.Broken()
+
+    async def _effect(self, effect: s.Effect) -> s.Event | None:
+        match effect:
+            case s.ReadLog():
+                return s.LogRead(ended=(await self._log.read()).end is not None)
+            case s.ClaimLog():
+                return await self._claim()
+            case s.Submit():
+                self._submit()
+            case s.Abort():
+                self._let_go()
+            case s.Look():
+                return s.LeaseSeen(await self._look())
+            case s.Hold():
+                await self._delivery.in_progress()
+            case s.Finish(end):
+                return await self._end(self._finished(end))
+            case s.Fail(code, message):
+                metrics.ERRORS.labels(code=code).inc()
+                return await self._end(self._writer_in_use.failed(code, message))
+            case s.CloseLog(reason, code, message):
+                metrics.ERRORS.labels(code=code).inc()
+                await self._log.close(Closed(reason=reason, code=code, message=message))
+            case s.Bury(code, message):
+                await self._bury(code, message)
+            case s.HandOff():
+                return await self._hand_off()
+            case s.Ack():
+                await self._delivery.ack()
+            case s.Nak():
+                await self._delivery.nak()
+        return None
+
+    async def _claim(self) -> s.Event:
+        def started(attempt: int) -> Started:
+            return Started(
+                attempt=attempt,
+                worker=self._bench.worker,
+                ack_subject=self._delivery.ack_subject,
+                delivered=self._delivery.delivered,
+                pulled_unix_ms=self._pulled_unix_ms,
+            )
+
+        claim = await self._log.claim(started)
+        history = claim.history
+        if claim.fence is None:
+            closed = history.end is not None and isinstance(history.end.message, Closed)
+            return s.Claimed(mine=False, ended=history.end is not None, closed=closed)
+        if history.attempts:
+            log.info(
+                "%s: attempt %d, continues after %d tokens", self.response, history.attempts + 1, len(history.ids)
+            )
+        self._writer = LogWriter(claim.fence, history.ids, history.logprobs)
+        return s.Claimed(mine=True)
+
+    def _submit(self) -> None:
+        job, writer = self._job, self._writer_in_use
+        self._outlet = self._bench.publisher.open(self._log, writer, pulled_s=self._pulled_s)
+        self._bench.live[self.response] = self
+        self._bench.engine.submit(
+            EngineRequest(
+                request_id=self.response,
+                prompt_ids=job.prompt_ids,
+                sampling=job.sampling,
+                prior_ids=tuple(writer.ids),
+                priority=PRIORITIES.index(job.priority),
+                cache_salt=job.cache_salt,
+                traceparent=job.traceparent,
+            )
+        )
+        metrics.WORKER.prompt_tokens.labels(model=self._bench.model).inc(len(job.prompt_ids))
+
+    def _let_go(self) -> None:
+        """Out of the engine and away from the publisher; safe at any time."""
+        if self._bench.live.get(self.response) is self:
+            del self._bench.live[self.response]
+            self._bench.engine.abort(self.response)
+        if self._outlet is not None:
+            self._bench.publisher.close(self._outlet)
+
+    async def _look(self) -> s.Lease:
+        """Rule 6: the last fence is our own, or the response is not ours."""
+        try:
+            found = await self._log.lease()
+            if found is None:
+                return "unknown"
+            seq, message = found
+            if seq == self._writer_in_use.fence:
+                return "mine"
+            if isinstance(message, Closed):
+                return "ended"
+            return "ended" if (await self._log.read()).end is not None else "lost"
+        except (HeadraceError, jetstream.ApiError):
+            return "unknown"
+
+    async def _end(self, message: Finished | Failed) -> s.Event:
+        self._let_go()
+        try:
+            await self._log.end(message)
+        except FenceLost as lost:
+            return s.Refused(lost.ended)
+        return s.Stored()
+
+    async def _hand_off(self) -> s.Event:
+        if self._bench.live.get(self.response) is self:
+            del self._bench.live[self.response]
+            self._bench.engine.abort(self.response)
+        if self._outlet is not None:
+            await self._bench.publisher.flush(self._outlet)
+        self._let_go()
+        try:
+            return s.HandedOff(await self._log.hand_off(self._writer_in_use.fence))
+        except (HeadraceError, jetstream.ApiError) as error:
+            log.warning("%s was not handed off, ack_wait brings it to another worker: %s", self.response, error)
+            return s.HandedOff(False)
+
+    async def _bury(self, code: str, message: str) -> None:
+        delivery = self._delivery.delivery
+        log.error("%s goes to the dead letters: %s: %s", self.response, code, message)
+        letter = DeadLetter(
+            response=self.response,
+            code=code,
+            message=message,
+            job=delivery.data,
+            job_subject=delivery.subject,
+            history=await self._history(),
+            died_unix_ms=unix_ms(),
+        )
+        await bury(self._bench.broker, self._bench.model, letter)
+'''+'''
