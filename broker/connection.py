@@ -96,6 +96,9 @@ class Broker:
                 f"no NATS server at {config.url} after {wait_s:g} s ({broker._last_error}); "
                 "start one or set nats.url"
             ) from None
+        except BaseException:
+            await broker.close()
+            raise
         return broker
 
     async def _connect(self) -> None:
@@ -122,7 +125,8 @@ class Broker:
 
     @property
     def connected(self) -> bool:
-        return bool(self.nc.is_connected)
+        """Up, with all subscriptions in place and everyone told of the reconnect."""
+        return bool(self.nc.is_connected) and self._up.is_set()
 
     async def wait_connected(self) -> None:
         """Returns when the connection is up; raises ``BrokerClosed`` when it never will be again."""

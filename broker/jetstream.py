@@ -168,20 +168,23 @@ async def last_messages(broker: Broker, stream: str, filters: Sequence[str]) -> 
     return found
 
 
-async def messages(
-    broker: Broker, stream: str, subject_filter: str, *, first_seq: int = 1
-) -> AsyncIterator[StoredMessage]:
-    """Every stored message from ``first_seq`` on that matches, in stream order, in batches of 1,000."""
-    while True:
-        payload = msgspec.json.encode(
-            {"seq": max(1, first_seq), "next_by_subj": subject_filter, "batch": BATCH}
-        )
-        found, more = await _batch(broker, stream, payload)
+async def messages(broker: Broker, stream: str, subject_filter: str) -> AsyncIterator[StoredMessage]:
+    """Every stored message that matches, with headers, in stream order, in batches of 1,000."""
+    first_seq, more = 1, True
+    while more:
+        found, more = await next_messages(broker, stream, subject_filter, first_seq, BATCH)
         for message in found:
             yield message
-        if not more or not found:
-            return
-        first_seq = found[-1].seq + 1
+        if found:
+            first_seq = found[-1].seq + 1
+
+
+async def next_messages(
+    broker: Broker, stream: str, subject_filter: str, first_seq: int, batch: int
+) -> tuple[list[StoredMessage], bool]:
+    """At most ``batch`` messages from ``first_seq`` on, and whether there are more behind them."""
+    query = {"seq": max(1, first_seq), "next_by_subj": subject_filter, "batch": batch}
+    return await _batch(broker, stream, msgspec.json.encode(query))
 
 
 async def _batch(broker: Broker, stream: str, payload: bytes) -> tuple[list[StoredMessage], bool]:
@@ -193,7 +196,7 @@ async def _batch(broker: Broker, stream: str, payload: bytes) -> tuple[list[Stor
     if status != "204":
         raise ApiError(int(status or 500), 0, _description(end))
     pending = int((end.headers or {}).get("Nats-Num-Pending", "0"))
-    return [_stored(msg) for msg in answers], pending > 0
+    return [_stored(msg) for msg in answers], bool(answers) and pending > 0
 
 
 def _ends_batch(msg: Msg) -> bool:

@@ -64,6 +64,7 @@ def _job_headers(job: Job) -> Headers:
         "Hr-Response": job.response,
         "Hr-Tenant": job.tenant,
         "Hr-Session": job.session,
+        "Hr-Gateway": job.gateway,
         "Hr-Model": job.model_name.encode("ascii", "replace").decode(),
         "Hr-Class": f"{job.priority}/{job.lane}",
         "Hr-Deadline": str(job.deadline_unix_ms),

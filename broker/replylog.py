@@ -19,6 +19,7 @@ import nats.errors
 
 from broker import jetstream, metrics, subjects
 from broker.connection import Broker, NoAnswer
+from broker.history import read_stored
 from broker.jetstream import EXPECTED_SEQ, EXPECTED_SEQ_SUBJECT, MSG_ID, ApiError, StoredMessage
 from broker.log_reader import LogReader
 from schemas import codec
@@ -85,7 +86,7 @@ class ReplyLog:
         """Publish without an ack. While disconnected, or behind a full output buffer, nothing is sent and
         nothing raised: ``LogWriter.rewind`` brings these tokens again."""
         client = self._broker.nc
-        if not client.is_connected or client.pending_data_size > MAX_UNSENT_BYTES:
+        if not self._broker.connected or client.pending_data_size > MAX_UNSENT_BYTES:
             metrics.TOKENS_HELD_BACK.inc()
             return
         try:
@@ -198,7 +199,7 @@ class ReplyLog:
         """Feed what is stored behind ``reader.last_seq`` and before ``until``. Returns the sequences of the
         last message on ``R.f`` and of the last one at all, as far as this call has seen them."""
         last_fence_seq = last_seq = 0
-        stored = jetstream.messages(
+        stored = read_stored(
             self._broker,
             subjects.REPLIES,
             subjects.replies_of_response(self._response),

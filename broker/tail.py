@@ -11,11 +11,11 @@ import logging
 import secrets
 from collections.abc import Callable
 
-import msgspec
 import nats.errors
 
-from broker import jetstream, metrics, subjects
+from broker import metrics, subjects
 from broker.connection import Broker, NoAnswer
+from broker.history import ReaderConsumer, create_reader, delete_reader
 from broker.jetstream import ApiError
 from broker.pull import Delivery, PullLoop
 from broker.replylog import decode_reply
@@ -30,24 +30,6 @@ HEARTBEAT_S = 1.0
 SILENCE_S = 2 * HEARTBEAT_S + 0.5
 INACTIVE_S = 30  # the server forgets an abandoned consumer after this
 REPAIR_PAUSE_S = 0.05
-
-
-class _TailConsumer(msgspec.Struct, frozen=True, kw_only=True):
-    name: str
-    description: str
-    filter_subject: str
-    deliver_policy: str = "by_start_sequence"
-    opt_start_seq: int
-    ack_policy: str = "none"
-    replay_policy: str = "instant"
-    inactive_threshold: int = INACTIVE_S * 1_000_000_000
-    num_replicas: int = 1
-    mem_storage: bool = True
-
-
-class _CreateConsumer(msgspec.Struct, frozen=True):
-    stream_name: str
-    config: _TailConsumer
 
 
 class ReplyTail:
@@ -119,7 +101,7 @@ class ReplyTail:
                 await self._loop.open(consumer)
                 await self._pull()
                 if abandoned:
-                    await self._delete_consumer(abandoned)
+                    await delete_reader(self._broker, subjects.REPLIES, abandoned)
             except (NoAnswer, ApiError, nats.errors.Error) as error:
                 if isinstance(error, ApiError) and not error.passing:
                     raise
@@ -130,22 +112,15 @@ class ReplyTail:
 
     async def _create_consumer(self) -> str:
         name = f"tail-{self._gateway}-{secrets.token_hex(3)}"
-        config = _TailConsumer(
+        config = ReaderConsumer(
             name=name,
             description=f"Headrace: gateway {self._gateway} reads its reply logs",
             filter_subject=subjects.replies_of_gateway(self._gateway),
             opt_start_seq=self.last_seq + 1,
+            inactive_threshold=INACTIVE_S * 1_000_000_000,
         )
-        subject = f"CONSUMER.CREATE.{subjects.REPLIES}.{name}.{config.filter_subject}"
-        payload = msgspec.json.encode(_CreateConsumer(subjects.REPLIES, config))
-        await jetstream.call(self._broker, subject, payload, msgspec.Raw, timeout_s=2.0)
+        await create_reader(self._broker, subjects.REPLIES, config)
         return name
-
-    async def _delete_consumer(self, name: str) -> None:
-        try:
-            await jetstream.call(self._broker, f"CONSUMER.DELETE.{subjects.REPLIES}.{name}", b"", msgspec.Raw)
-        except (NoAnswer, ApiError) as error:
-            log.debug("consumer %s: %s", name, error)  # gone already, or soon: it is inactive
 
     async def _pull(self) -> None:
         await self._loop.pull(BATCH - self._loop.outstanding, expires_s=EXPIRES_S, heartbeat_s=HEARTBEAT_S)

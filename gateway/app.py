@@ -138,11 +138,8 @@ async def _attend(front: Front, websocket: WebSocket, session_of: Callable[[Sock
     offered = websocket.scope.get("subprotocols") or [None]
     await websocket.accept(subprotocol=offered[0])
     socket = Socket(websocket, front.limits.max_message_bytes)
-    front.sockets.add(socket)
-    try:
+    with front.attending(socket):
         await session_of(socket).run()
-    finally:
-        front.sockets.discard(socket)
 
 
 def _takes(schema: str) -> dict[str, Any]:

@@ -1,15 +1,35 @@
-"""The models that live workers serve, and the tokenizer of each."""
+"""The models that workers serve, and the tokenizer of each, taken from the object store once.
+
+Must not know requests. A model whose workers have all gone is remembered: asking for it is passing
+trouble, asking for one that never was is the client's mistake.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+import logging
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+from broker import metrics
+from broker.connection import Broker
+from broker.presence import Roster
+from broker.tokenizers import fetch_tokenizer
+from gateway.tokenizer import ChatTokenizer
+from schemas.errors import HeadraceError
 from schemas.ids import ModelToken
+from schemas.presence import WorkerCard
+
+log = logging.getLogger(__name__)
+
+MAX_MODELS = 256  # remembered; beyond, those without workers are forgotten, the oldest first
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """A model with at least one live worker (``workers`` is 0 for one that had some)."""
+    """A model and what serves it now (``workers`` 0: it had some). ``slots``, ``running`` and ``waiting``
+    are sums over its ready workers; ``max_model_len`` is the least of theirs."""
 
     name: str
     token: ModelToken
@@ -22,3 +42,142 @@ class ModelCard:
     running: int
     waiting: int
     created_unix_ms: int
+
+
+class Catalog:
+    def __init__(self, broker: Broker, roster: Roster, *, default_model: str = "") -> None:
+        self._broker = broker
+        self._roster = roster
+        self._default = default_model
+        self._known: dict[ModelToken, ModelCard] = {}
+        self._loading: dict[str, asyncio.Task[ChatTokenizer]] = {}  # by tokenizer name; kept when done
+        self._changed = asyncio.Event()
+        roster.on_change(self._changed.set)
+
+    async def run(self) -> None:
+        """Get tokenizers as models appear, so that a first request need not wait. Never returns."""
+        while True:
+            self._changed.clear()
+            models = self.models()
+            for card in self._known.values():
+                metrics.WORKERS_ALIVE.labels(model=card.name).set(card.workers)
+            for card in models:
+                try:
+                    await self.tokenizer(card)
+                except HeadraceError as error:
+                    log.warning("no tokenizer for %s yet: %s", card.name, error)
+            try:
+                async with asyncio.timeout(1.0 if self.lacking() else 30.0):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass  # try again for those that are missing
+
+    def models(self) -> list[ModelCard]:
+        """Models with at least one ready worker, by name."""
+        self._refresh()
+        return sorted(
+            (card for card in self._known.values() if card.workers), key=lambda card: (card.name, card.token)
+        )
+
+    def lacking(self) -> list[str]:
+        """Names of the models that are served and whose tokenizer is not here."""
+        return [card.name for card in self.models() if not self.has_tokenizer(card)]
+
+    def has_tokenizer(self, card: ModelCard) -> bool:
+        task = self._loading.get(card.tokenizer)
+        return task is not None and task.done() and not task.cancelled() and task.exception() is None
+
+    def resolve(self, name: str) -> ModelCard:
+        """``name``: a served name or a model token; empty for the default. Raises ``HeadraceError``:
+        model_not_found, no_worker."""
+        alive = self.models()
+        wanted = name or self._default
+        if not wanted:
+            if not alive:
+                raise HeadraceError("no_worker", "No model is being served right now: try again.")
+            return alive[0]
+        found = [card for card in alive if wanted in (card.name, card.token)]
+        if found:
+            return max(found, key=lambda card: card.created_unix_ms)  # of two revisions, the newer
+        if any(wanted in (card.name, card.token) for card in self._known.values()):
+            raise HeadraceError("no_worker", f"No worker serves {wanted!r} right now: try again.")
+        if not alive and not name:
+            raise HeadraceError("no_worker", "No model is being served right now: try again.")
+        served = ", ".join(repr(card.name) for card in alive) or "none"
+        raise HeadraceError(
+            "model_not_found", f"There is no model {wanted!r}; models served now: {served}.", param="model"
+        )
+
+    def by_token(self, token: ModelToken) -> ModelCard | None:
+        self._refresh()
+        return self._known.get(token)
+
+    async def tokenizer(self, card: ModelCard) -> ChatTokenizer:
+        """From memory, the cache folder, or the object store. Raises ``HeadraceError``."""
+        task = self._loading.get(card.tokenizer)
+        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+            task = asyncio.create_task(self._load(card.tokenizer), name=f"tokenizer {card.tokenizer}")
+            self._loading[card.tokenizer] = task
+        return await asyncio.shield(task)  # shared: one asker's cancellation is not the others'
+
+    async def close(self) -> None:
+        """End what is loading."""
+        for task in self._loading.values():
+            task.cancel()
+        await asyncio.gather(*self._loading.values(), return_exceptions=True)
+
+    async def _load(self, name: str) -> ChatTokenizer:
+        folder = await fetch_tokenizer(self._broker, name, tokenizer_cache())
+        tokenizer = await asyncio.to_thread(ChatTokenizer.load, folder)
+        log.info("tokenizer %s is loaded", name)
+        return tokenizer
+
+    def _refresh(self) -> None:
+        now: dict[ModelToken, ModelCard] = {}
+        for worker in self._roster.workers():
+            if worker.state == "ready":
+                now[worker.model] = _join(now.get(worker.model), worker)
+        for token, card in self._known.items():
+            if token not in now:
+                now[token] = replace(card, workers=0, slots=0, running=0, waiting=0)
+        gone = sorted(
+            (card for card in now.values() if not card.workers), key=lambda card: card.created_unix_ms
+        )
+        for card in gone[: max(0, len(now) - MAX_MODELS)]:
+            del now[card.token]
+        self._known = now
+
+
+def tokenizer_cache() -> Path:
+    """``HEADRACE_CACHE_DIR``, else ``headrace`` in the user's cache (XDG base directory specification)."""
+    if own := os.environ.get("HEADRACE_CACHE_DIR"):
+        root = Path(own).expanduser()
+    else:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headrace"
+    return root / "tokenizers"
+
+
+def _join(card: ModelCard | None, worker: WorkerCard) -> ModelCard:
+    if card is None:
+        return ModelCard(
+            name=worker.model_name,
+            token=worker.model,
+            revision=worker.revision,
+            max_model_len=worker.max_model_len,
+            vocab_size=worker.vocab_size,
+            tokenizer=worker.tokenizer,
+            workers=1,
+            slots=worker.slots,
+            running=worker.running,
+            waiting=worker.waiting,
+            created_unix_ms=worker.started_unix_ms,
+        )
+    return replace(
+        card,
+        max_model_len=min(card.max_model_len, worker.max_model_len),
+        workers=card.workers + 1,
+        slots=card.slots + worker.slots,
+        running=card.running + worker.running,
+        waiting=card.waiting + worker.waiting,
+        created_unix_ms=min(card.created_unix_ms, worker.started_unix_ms),
+    )

@@ -3,7 +3,7 @@ or a bug. The codes and their statuses are ``schemas.errors``; nothing of a stac
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -33,12 +33,12 @@ class HttpError(msgspec.Struct, frozen=True):
 class SocketError(msgspec.Struct, frozen=True, kw_only=True):
     """``event_id``, ``stream_id``: those of the client event it answers; ``response_id``: if there is one."""
 
+    type: Literal["error"] = "error"
     status: int
     error: ErrorBody
     event_id: str | msgspec.UnsetType = msgspec.UNSET
     stream_id: str | msgspec.UnsetType = msgspec.UNSET
     response_id: str | msgspec.UnsetType = msgspec.UNSET
-    type: str = "error"
 
 
 def http_headers(error: HeadraceError) -> dict[str, str]:

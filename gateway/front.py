@@ -43,12 +43,21 @@ class Front:
                 "too_many_connections", "This gateway has all the clients it takes; come back."
             )
         self.connections += 1
-        CONNECTIONS.set(self.connections)
         try:
             yield
         finally:
             self.connections -= 1
-            CONNECTIONS.set(self.connections)
+
+    @contextmanager
+    def attending(self, socket: Socket) -> Iterator[None]:
+        """Around a WebSocket's session, so that a drain can tell it to go."""
+        self.sockets.add(socket)
+        CONNECTIONS.set(len(self.sockets))
+        try:
+            yield
+        finally:
+            self.sockets.discard(socket)
+            CONNECTIONS.set(len(self.sockets))
 
     @contextmanager
     def answering(self, *, new: bool = True) -> Iterator[None]:

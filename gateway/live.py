@@ -35,7 +35,9 @@ class LiveOwner(Protocol):
 
     def live_stopped(self, live: Live, total: int) -> None: ...  # a stop string: the log must be closed
 
-    def live_tokens(self, live: Live, count: int) -> None: ...  # counted for metrics
+    def live_started(self, live: Live) -> None: ...  # called once
+
+    def live_tokens(self, live: Live, count: int) -> None: ...  # new ones that one message brought
 
     def live_ended(self, live: Live) -> None: ...  # called once
 
@@ -58,7 +60,7 @@ class Live:
         self.memory = memory
         self.started = False
         self.end: Ended | None = None
-        self.accepted_unix_ms: float | None = None  # the job is stored
+        self._accepted_unix_ms: float | None = None  # the job is stored
         self.first_text_unix_ms: float | None = None
         self.finished_unix_ms: float | None = None
         self._received_unix_ms = generation.received_unix_ms or float(job.created_unix_ms)
@@ -92,6 +94,7 @@ class Live:
 
     @property
     def log(self) -> LogReader:
+        """Only its owner feeds it."""
         return self._log
 
     @property
@@ -126,6 +129,10 @@ class Live:
 
     # -- what happens -------------------------------------------------------------------------------
 
+    def accepted(self, unix_ms: float) -> None:
+        """The job is stored."""
+        self._accepted_unix_ms = unix_ms
+
     def feed(self, seq: int, message: ReplyMessage) -> None:
         """A message of the log, in stream order. After the end nothing changes any more."""
         if self.end is not None:
@@ -134,6 +141,7 @@ class Live:
         news = False
         if step.started is not None and not self.started:
             self.started = news = True
+            self._owner.live_started(self)
         if step.new_ids:
             news = self._decode(step.new_ids) or news
             self._owner.live_tokens(self, len(step.new_ids))
@@ -176,7 +184,7 @@ class Live:
     def _conclude(self, found: Verdict) -> None:
         self.finished_unix_ms = now_ms()
         received = self._received_unix_ms
-        first, stored = self.first_text_unix_ms, self.accepted_unix_ms
+        first, stored = self.first_text_unix_ms, self._accepted_unix_ms
         self.end = Ended(
             outcome=found.outcome,
             total=found.total,

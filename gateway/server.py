@@ -18,12 +18,24 @@ log = logging.getLogger(__name__)
 CLOSE_S = 5  # after a drain, for close frames to be answered
 
 
+class ClientNoise(logging.Filter):
+    """What any client can make uvicorn log as an error: a refused handshake, a frame that is not UTF-8."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(
+            ("ASGI callable returned without completing handshake", "Invalid UTF-8 sequence received")
+        )
+
+
 class EmbeddedServer(uvicorn.Server):
     """Signals belong to ``broker.process``."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+_CLIENT_NOISE = ClientNoise()  # one object, so that adding it twice adds it once
 
 
 def listen(config: Gateway) -> socket.socket:
@@ -42,6 +54,7 @@ def listen(config: Gateway) -> socket.socket:
 
 
 def make_server(app: ASGIApp, config: Gateway) -> EmbeddedServer:
+    logging.getLogger("uvicorn.error").addFilter(_CLIENT_NOISE)
     return EmbeddedServer(
         uvicorn.Config(
             app,

@@ -59,6 +59,7 @@ class Gateway(_Section, frozen=True):
     max_frame_bytes: Positive = 16 << 20  # WebSocket protocol limit; larger: close 1009
     max_connections: Positive = 20_000
     max_responses_per_connection: Positive = 32
+    max_responses: Positive = 10_000  # in flight on this gateway; beyond: queue_full
     deadline_s: Annotated[float, Meta(gt=0, le=3600)] = 300
     disconnect_grace_s: Annotated[float, Meta(ge=0)] = 30
     drain_s: Annotated[float, Meta(ge=0)] = 20

@@ -38,7 +38,8 @@ class Presentation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     ``stop``: stop strings, matched on text by gateways. ``echo``: JSON text of the request's fields that
     the API repeats in its response object (metadata, instructions, temperature, …).
     ``conversation``: the client's name for it; ``user_text``: this turn's input, kept so that a turn
-    whose gateway died can be folded into the conversation from the job and its reply log.
+    whose gateway died can be folded into the conversation from the job and its reply log; ``input`` is
+    the same as (role, content) where it is more than one user message, and ``user_text`` is empty then.
     """
 
     api: Literal["responses", "chat", "completions", "simple"]
@@ -48,6 +49,7 @@ class Presentation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     previous_response_id: str | None = None
     user_text: str = ""
     store: bool = True
+    input: tuple[tuple[str, str], ...] = ()
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag="job"):

@@ -85,8 +85,10 @@ class Publisher:
                     self._wake.clear()
                     if not self._broker.connected:
                         continue  # the reconnect marks and wakes
-                    while self._broker.nc.pending_data_size > MAX_UNSENT_BYTES:
+                    if self._broker.nc.pending_data_size > MAX_UNSENT_BYTES:
                         await asyncio.sleep(FULL_BUFFER_PAUSE_S)
+                        self._wake.set()
+                        continue
                     marked, self._marked = self._marked, {}
                     await self._send(marked, confirmations)
         finally:

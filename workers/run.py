@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, MutableMapping
+from collections.abc import MutableMapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import msgspec
 
 from broker import jetstream, metrics, subjects
 from broker.connection import Broker, unix_ms
 from broker.jobs import JobDelivery, bury
-from broker.log_reader import LogReader
 from broker.log_writer import LogWriter
 from broker.replylog import FenceLost, ReplyLog, decode_stored
 from schemas import codec
@@ -30,8 +30,6 @@ from workers.engine.base import Delta, Engine, EngineRequest, RequestEnd
 from workers.publisher import Outlet, Publisher
 
 log = logging.getLogger(__name__)
-
-END_AFTER_LOSS_S = 5.0  # a run that is told to end does so within this, or is cancelled by the worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +46,7 @@ class Bench:
 
 
 class Run:
-    """``earlier``: the run of the same response that this worker still has; it ends before this one begins."""
+    """``earlier``: a run of the same response that this worker still has; it ends before this one begins."""
 
     def __init__(self, bench: Bench, delivery: JobDelivery, *, earlier: Run | None = None) -> None:
         self.response = response_of(delivery)
@@ -61,6 +59,8 @@ class Run:
         self._pulled_unix_ms = unix_ms()
         self._inbox: deque[s.Event] = deque()  # a handful: each kind of news comes once or is harmless twice
         self._news = asyncio.Event()
+        self._job: Job  # once it is read
+        self._known_log: ReplyLog | None = None
         self._writer: LogWriter | None = None
         self._outlet: Outlet | None = None
 
@@ -98,17 +98,22 @@ class Run:
         if isinstance(first, s.JobRead):
             deadline_s += (self._job.deadline_unix_ms - self._pulled_unix_ms) / 1000
         state = s.RunState(deadline_s=deadline_s, hold_interval_s=self._bench.hold_interval_s)
-        events: deque[s.Event] = deque([first])
-        while True:
-            while events:
-                for effect in state.handle(events.popleft(), self._clock()):
-                    if (brought := await self._carry_out(effect)) is not None:
-                        events.append(brought)
-            if state.state is s.State.OVER:
-                break
-            events.append(await self._next_event(state.due_s))
+        event: s.Event | None = first
+        while event is not None:
+            event = await self._handle(state, event)
+            if event is None and state.state is not s.State.OVER:
+                event = await self._next_event(state.due_s)
         if state.outcome is not None:
             self._count(state.outcome)
+
+    async def _handle(self, state: s.RunState, event: s.Event) -> s.Event | None:
+        """What the last effect brought: only the last one brings anything, but for Broken."""
+        brought: s.Event | None = None
+        for effect in state.handle(event, self._clock()):
+            brought = await self._carry_out(effect)
+            if isinstance(brought, s.Broken):  # what follows rests on it: no ack for what was not stored
+                return None if state.state is s.State.OVER else brought
+        return brought
 
     async def _next_event(self, due_s: float | None) -> s.Event:
         while not self._inbox:
@@ -178,9 +183,8 @@ class Run:
             closed = history.end is not None and isinstance(history.end.message, Closed)
             return s.Claimed(mine=False, ended=history.end is not None, closed=closed)
         if history.attempts:
-            log.info(
-                "%s: attempt %d, continues after %d tokens", self.response, history.attempts + 1, len(history.ids)
-            )
+            attempt, tokens = history.attempts + 1, len(history.ids)
+            log.info("%s: attempt %d, continues after %d tokens", self.response, attempt, tokens)
         self._writer = LogWriter(claim.fence, history.ids, history.logprobs)
         return s.Claimed(mine=True)
 
@@ -242,7 +246,7 @@ class Run:
         try:
             return s.HandedOff(await self._log.hand_off(self._writer_in_use.fence))
         except (HeadraceError, jetstream.ApiError) as error:
-            log.warning("%s was not handed off, ack_wait brings it to another worker: %s", self.response, error)
+            log.warning("%s was not handed off, it waits for ack_wait: %s", self.response, error)
             return s.HandedOff(False)
 
     async def _bury(self, code: str, message: str) -> None:
@@ -258,4 +262,93 @@ class Run:
             died_unix_ms=unix_ms(),
         )
         await bury(self._bench.broker, self._bench.model, letter)
-'''+'''
+
+    # -- what the job and its delivery say ------------------------------------------------------------
+
+    def _read_job(self) -> s.Event:
+        delivery = self._delivery.delivery
+        labels = {"model": self._bench.model}
+        metrics.WORKER.queue_wait_s.labels(**labels).observe(self._queue_ms / 1000)
+        if delivery.delivered > 1:
+            metrics.REDELIVERED.labels(**labels).inc()
+        try:
+            job = codec.decode_job(delivery.data)
+        except msgspec.DecodeError as error:
+            return self._unreadable(str(error))
+        if job.response != self.response or job.model != self._bench.model:
+            return self._unreadable(f"{job.response} for {job.model} does not belong on {delivery.subject}")
+        self._job = job
+        self._known_log = ReplyLog(self._bench.broker, job.gateway, job.response, job.session)
+        return s.JobRead()
+
+    def _unreadable(self, reason: str) -> s.Event:
+        """The headers may still tell where the client waits for an answer."""
+        headers = self._delivery.delivery.headers or {}
+        try:
+            gateway = GatewayId(parse_token(headers["Hr-Gateway"]))
+            session = SessionToken(parse_token(headers["Hr-Session"]))
+        except (KeyError, ValueError):
+            return s.JobUnreadable(reason, addressed=False)
+        self._known_log = ReplyLog(self._bench.broker, gateway, self.response, session)
+        return s.JobUnreadable(reason, addressed=True)
+
+    async def _history(self) -> tuple[str, ...]:
+        """The fences of the log, a line each; nothing where the log is not known."""
+        if self._known_log is None:
+            return ()
+        stored = jetstream.messages(self._bench.broker, subjects.REPLIES, self._log.fences_subject)
+        return tuple([_describe(item) async for item in stored])
+
+    @property
+    def _log(self) -> ReplyLog:
+        assert self._known_log is not None
+        return self._known_log
+
+    @property
+    def _writer_in_use(self) -> LogWriter:
+        assert self._writer is not None
+        return self._writer
+
+    @property
+    def _queue_ms(self) -> float:
+        return max(0.0, self._pulled_unix_ms - self._delivery.stored_unix_ms)
+
+    def _finished(self, end: RequestEnd) -> Finished:
+        assert end.reason is not None
+        writer = self._writer_in_use
+        usage = Usage(
+            prompt_tokens=len(self._job.prompt_ids),
+            cached_tokens=end.cached_tokens,
+            completion_tokens=writer.total,
+        )
+        timings = Timings(
+            queue_ms=self._queue_ms,
+            engine_queue_ms=end.engine_queue_ms,
+            prefill_ms=end.prefill_ms,
+            decode_ms=end.decode_ms,
+        )
+        return writer.finished(end.reason, usage, timings, end.stop_token)
+
+    def _count(self, outcome: s.Outcome) -> None:
+        model = self._bench.model
+        metrics.WORKER.requests.labels(model=model, outcome=outcome).inc()
+        if outcome in ("completed", "incomplete"):
+            metrics.WORKER.end_to_end_s.labels(model=model).observe(self._clock() - self._pulled_s)
+
+
+def response_of(delivery: JobDelivery) -> ResponseId:
+    """From the subject, which is there even where the job does not decode."""
+    return ResponseId(delivery.delivery.subject.rpartition(".")[2])
+
+
+def _describe(item: jetstream.StoredMessage) -> str:
+    when = datetime.fromtimestamp(item.stored_unix_ms / 1000, UTC).isoformat(timespec="milliseconds")
+    match decode_stored(item):
+        case Started() as started:
+            return f"{when} attempt {started.attempt} by {started.worker}, delivery {started.delivered}"
+        case Handoff():
+            return f"{when} handed off"
+        case Closed() as closed:
+            return f"{when} closed: {closed.reason} {closed.code or ''}".rstrip()
+        case other:
+            return f"{when} {type(other).__name__}"

@@ -15,8 +15,14 @@ from schemas.errors import ERRORS, QueueAction
 from schemas.reply import CloseReason
 from workers.engine.base import RequestEnd
 
+_UNREADABLE = "The job could not be read."
+_TOO_LATE = "The deadline passed while the request was waiting."
+_TOO_SLOW = "The deadline passed before the answer was complete."
+_POISON = "Every worker that tried this request failed; it will not be tried again."
+
 RETRY_LOOK_S = 0.5  # a look at the lease that brought no answer is repeated so much later
 
+Lease = Literal["mine", "lost", "ended", "unknown"]
 Outcome = Literal["completed", "incomplete", "failed", "cancelled", "refused", "handed_off", "fenced_off"]
 
 
@@ -65,7 +71,7 @@ class EngineEnded:
 
 @dataclass(frozen=True, slots=True)
 class LeaseSeen:
-    lease: Literal["mine", "lost", "ended", "unknown"]
+    lease: Lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,13 +283,14 @@ class RunState:
                     return self._to(State.LATE, ReadLog())
                 return self._to(State.CLAIMING, ClaimLog())
             case JobUnreadable(reason, addressed):
-                close = [CloseLog("refused", "invalid_job", "The job could not be read.")] if addressed else []
-                return self._over("refused", Bury("invalid_job", reason), *close, Ack())
+                bury = Bury("invalid_job", reason)
+                if not addressed:
+                    return self._over("refused", bury, Ack())
+                return self._over("refused", bury, CloseLog("refused", "invalid_job", _UNREADABLE), Ack())
             case LogRead(ended):
                 if ended:
                     return self._over(None, Ack())
-                late = CloseLog("deadline", "deadline_exceeded", "The deadline passed while the job was waiting.")
-                return self._over("failed", late, Ack())
+                return self._over("failed", CloseLog("deadline", "deadline_exceeded", _TOO_LATE), Ack())
             case Claimed():
                 return self._claimed(event, now_s)
             case EngineEnded(end):
@@ -293,8 +300,7 @@ class RunState:
             case Tick():
                 if now_s >= self._deadline_s:
                     self._pending_outcome = "failed"
-                    late_end = Fail("deadline_exceeded", "The deadline passed before the answer was complete.")
-                    return self._to(State.ENDING, Abort(), late_end)
+                    return self._to(State.ENDING, Abort(), Fail("deadline_exceeded", _TOO_SLOW))
                 return [Look()] if now_s >= self._look_s else []
             case Nudged():
                 return [Look()]
@@ -319,8 +325,7 @@ class RunState:
             return self._to(State.RUNNING, Submit())
         if event.ended:
             return self._over("cancelled" if event.closed else None, Ack())
-        message = "Every worker that tried this request failed; it will not be tried again."
-        return self._over("refused", CloseLog("refused", "poison", message), Bury("poison", message), Ack())
+        return self._over("refused", Bury("poison", _POISON), CloseLog("refused", "poison", _POISON), Ack())
 
     def _engine_ended(self, end: RequestEnd) -> list[Effect]:
         if end.code is None:
@@ -331,7 +336,7 @@ class RunState:
         self._pending_outcome = "failed"
         return self._to(State.ENDING, Fail(end.code, end.message))
 
-    def _lease_seen(self, lease: str, now_s: float) -> list[Effect]:
+    def _lease_seen(self, lease: Lease, now_s: float) -> list[Effect]:
         if lease == "mine":
             self._look_s = now_s + self._hold_interval_s
             return [Hold()]

@@ -3,7 +3,7 @@
 
 import { AnswerTurn, UserTurn } from "./turn.js"
 
-const AT_BOTTOM_PX = 64
+const AT_BOTTOM_PX = 8
 const COPIED_FOR_MS = 1500
 const STATUS = { connecting: "Connecting", connected: "Connected", offline: "Offline", refused: "Not allowed" }
 
@@ -18,6 +18,7 @@ export class View {
   #model = byId("model")
   #drawn = new Map() // turn -> its view
   #follows = true // the reader is at the bottom, and wants to stay there
+  #scrollTop = 0
   #countdown = 0
   #connected = false
   #busy = false
@@ -162,7 +163,10 @@ export class View {
 
   #scrolled() {
     const { scrollHeight, scrollTop, clientHeight } = this.#scroller
-    this.#follows = scrollHeight - scrollTop - clientHeight < AT_BOTTOM_PX
+    // Any move up, however small, is the reader's; only being back at the bottom takes them along again.
+    if (scrollHeight - scrollTop - clientHeight < AT_BOTTOM_PX) this.#follows = true
+    else if (scrollTop < this.#scrollTop) this.#follows = false
+    this.#scrollTop = scrollTop
     byId("jump").hidden = this.#follows
   }
 

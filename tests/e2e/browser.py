@@ -29,7 +29,7 @@ PHONE = {"width": 390, "height": 844}
 
 
 def find_chromium() -> str:
-    """The browser's path: ``HEADRACE_CHROMIUM``, the one ``tests/install-browser`` unpacked, or one on PATH."""
+    """Its path: ``HEADRACE_CHROMIUM``, the one ``tests/install-browser`` unpacked, or one on PATH."""
     named = os.environ.get("HEADRACE_CHROMIUM")
     if named:
         return named
@@ -55,6 +55,9 @@ class Watch:
     def saw_console(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
             self.console.append(f"{message.type}: {message.text}")
+
+    def saw_violation(self, violation: str) -> None:
+        self.csp_violations.append(violation)
 
     def saw_request(self, request: Request) -> None:
         self._saw_url(request.url)
@@ -97,7 +100,7 @@ async def watched_page(browser: Browser, url: str, **context: Any) -> AsyncItera
         page.on("pageerror", lambda error: watch.console.append(f"uncaught: {error}"))
         page.on("request", watch.saw_request)
         page.on("websocket", lambda socket: watch.saw_websocket(socket.url))
-        await page.expose_function("reportViolation", watch.csp_violations.append)
+        await page.expose_function("reportViolation", watch.saw_violation)
         await page.add_init_script(
             "addEventListener('securitypolicyviolation', (event) =>"
             " window.reportViolation(`${event.violatedDirective}: ${event.blockedURI}`))"

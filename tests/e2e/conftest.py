@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from playwright.async_api import Browser
 
+from tests.e2e.browser import chromium
 from tests.e2e.stack import Stack
 
 ARTIFACTS = Path(__file__).parents[1] / ".artifacts"
@@ -17,6 +19,12 @@ def artifacts() -> Path:
     """Where screenshots and other things to look at are kept."""
     ARTIFACTS.mkdir(exist_ok=True)
     return ARTIFACTS
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    async with chromium() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,9 @@ def program(name: str) -> str:
 class Server:
     """A server process that keeps its port and data over restarts."""
 
-    def __init__(self, command: list[str], port: int, log: Path, greets: Callable[[socket.socket], bool]) -> None:
+    def __init__(
+        self, command: list[str], port: int, log: Path, greets: Callable[[socket.socket], bool]
+    ) -> None:
         self.port = port
         self._command = command
         self._log = log
@@ -113,9 +115,8 @@ class NatsServer(Server):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         config = folder / "nats.conf"
-        config.write_text(
-            f'listen: "127.0.0.1:{port}"\njetstream {{ store_dir: "{folder / "store"}", max_file_store: 64GB }}\n'
-        )
+        jetstream = f'jetstream {{ store_dir: "{folder / "store"}", max_file_store: 64GB }}'
+        config.write_text(f'listen: "127.0.0.1:{port}"\n{jetstream}\n')
         command = [program("nats-server"), "-c", str(config)]
         super().__init__(command, port, folder / "nats.log", lambda s: s.recv(64).startswith(b"INFO"))
 

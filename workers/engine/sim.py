@@ -136,9 +136,8 @@ class SimEngine:
                 self._failure.result()
             silent_s = self._loop.time() - max(self._last_output_s, self._busy_until_s())
             if self._requests and silent_s > self._hang_timeout_s:
-                raise EngineDead(
-                    f"the simulated engine hangs: {len(self._requests)} requests and no token for {silent_s:.1f} s"
-                )
+                waiting = f"{len(self._requests)} requests and no token for {silent_s:.1f} s"
+                raise EngineDead(f"the simulated engine hangs: {waiting}")
 
     async def close(self) -> None:
         self._stopped = True
@@ -149,9 +148,8 @@ class SimEngine:
         """What vLLM would refuse too; with its codes."""
         for name, ids in (("prompt", request.prompt_ids), ("earlier completion", request.prior_ids)):
             if ids and not (min(ids) >= 0 and max(ids) < VOCAB_SIZE):
-                return RequestEnd(
-                    code="invalid_token_id", message=f"The {name} has a token id outside 0 … {VOCAB_SIZE - 1}."
-                )
+                message = f"The {name} has a token id outside 0 … {VOCAB_SIZE - 1}."
+                return RequestEnd(code="invalid_token_id", message=message)
         if not request.prompt_ids:
             return RequestEnd(code="engine_rejected", message="The prompt has no tokens; send at least one.")
         if len(request.prompt_ids) >= self._config.max_model_len:
@@ -242,7 +240,7 @@ class SimEngine:
             self._fail(f"the sink of the engine's steps raised {error!r}")
             raise
         if self._config.crash_after_tokens and self._generated >= self._config.crash_after_tokens:
-            self._fail(f"the simulated engine crashed after {self._generated} tokens (sim.crash_after_tokens)")
+            self._fail(f"the simulated engine crashed after {self._generated} tokens (crash_after_tokens)")
         elif self._config.hang_after_tokens and self._generated >= self._config.hang_after_tokens:
             self._hanging = True
 

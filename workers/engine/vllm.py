@@ -67,7 +67,7 @@ class VllmEngine:
         self._failure = asyncio.Event()
         self._why_failed = ""
         self._closing = False
-        self._boot: asyncio.Task[AsyncLLM] | None = None
+        self._boot: asyncio.Task[None] | None = None
         self._engine: AsyncLLM | None = None
         self._not_ours: set[int | None] = set()  # children of this process from before the boot
         self._cores: list[BaseProcess] | None = None  # None: still booting
@@ -81,13 +81,12 @@ class VllmEngine:
     async def start(self, on_step: StepSink) -> EngineInfo:
         self._on_step = on_step
         self._not_ours = {process.pid for process in multiprocessing.active_children()}
-        arguments = (self._model, self._served_name, self._slots, self._table, self._steps)
-        self._boot = asyncio.create_task(
-            asyncio.to_thread(boot, *arguments, still_wanted=lambda: not self._closing), name="vllm-boot"
-        )
+        self._boot = asyncio.create_task(asyncio.to_thread(self._load), name="vllm-boot")
         try:
             # Shielded: a thread cannot be cancelled. If start() is, close() deals with what it makes.
-            engine = self._engine = await asyncio.shield(self._boot)
+            await asyncio.shield(self._boot)
+            assert self._engine is not None
+            engine = self._engine
             self._cores = self._processes()
             info = self._describe(engine)
             await self._prove_alive(engine, _FIRST_TOKEN_S)
@@ -97,9 +96,17 @@ class VllmEngine:
         self._own(self._watch(engine), "vllm-watchdog")
         return info
 
+    def _load(self) -> None:
+        """In a thread. Not by return value: vLLM keeps frames of this call alive, and an engine that
+        they held would be finalized when the interpreter is half gone, with a traceback."""
+        arguments = (self._model, self._served_name, self._slots, self._table, self._steps)
+        self._engine = boot(*arguments, still_wanted=lambda: not self._closing)
+
     def _describe(self, engine: AsyncLLM) -> EngineInfo:
         import vllm
+        import vllm.envs
 
+        vllm.envs.enable_envs_cache()  # vLLM does so in its engine core, and not here
         config = engine.vllm_config
         self._limits = Limits(config.model_config.get_vocab_size(), config.model_config.max_model_len)
         self._slots = self._slots or config.scheduler_config.max_num_seqs
@@ -131,19 +138,20 @@ class VllmEngine:
         while not self._boot.done():  # its thread waits for the process it has started
             self._kill()
             await asyncio.wait({self._boot}, timeout=_TICK_S)
+        if not self._boot.cancelled():
+            self._boot.exception()  # start() has raised it, or was cancelled and nobody wants it
         if self._cores is None:
             self._cores = self._processes()
-        if not self._boot.cancelled() and self._boot.exception() is None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
             if self._failure.is_set():  # a clean end could only use up its time
                 self._kill()
-            engine, self._engine = self._boot.result(), None
             if engine.output_handler is not None:  # it would report the end of the core as an error
                 engine.output_handler.cancel()
             shutdown = asyncio.create_task(
                 asyncio.to_thread(engine.shutdown, _SHUTDOWN_S), name="vllm-shutdown"
             )
             await asyncio.wait({shutdown}, timeout=2 * _SHUTDOWN_S)
-        self._boot = None
         self._kill()
 
     def _processes(self) -> list[BaseProcess]:

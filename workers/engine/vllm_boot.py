@@ -55,7 +55,6 @@ def boot(
     the engine process is started. Raises ``EngineDead``."""
     _set_environment(slots)
     try:
-        from vllm.envs import enable_envs_cache
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
     except ImportError as error:
@@ -74,15 +73,13 @@ def boot(
     if not still_wanted():
         raise EngineDead("closed before the engine was started")
     try:
-        engine = AsyncLLM.from_vllm_config(
+        return AsyncLLM.from_vllm_config(
             config,
             stat_loggers=None if args.disable_log_stats else _stat_loggers(steps),
-            disable_log_stats=True,  # vLLM's own: prints to the log
+            disable_log_stats=True,  # vLLM's own, which prints to the log
         )
     except Exception as error:
         raise EngineDead(f"vLLM did not start: {error}. Its own log above says why") from error
-    enable_envs_cache()  # vLLM does so in its engine core, and not here
-    return engine
 
 
 def engine_args(

@@ -51,7 +51,9 @@ def make_started(worker: str = "w-1") -> Callable[[int], Started]:
 
 
 def make_finished(fence: Fence, ids: tuple[int, ...]) -> Finished:
-    return Finished(fence=fence, total=len(ids), reason="stop", ids=ids, usage=Usage(completion_tokens=len(ids)))
+    return Finished(
+        fence=fence, total=len(ids), reason="stop", ids=ids, usage=Usage(completion_tokens=len(ids))
+    )
 
 
 def make_tokens(fence: Fence, offset: int, *ids: int) -> Tokens:

@@ -88,7 +88,7 @@ async def test_closing_a_hanging_connection_ends(broker: Broker, nats_server: Na
 
 async def test_refused_credentials_are_told_at_once(nats_server: NatsServer) -> None:
     config = nats_server.config
-    text = f'authorization {{ user: "u", password: "p" }}\n'
+    text = 'authorization { user: "u", password: "p" }\n'
     (nats_server.folder / "nats.conf").write_text((nats_server.folder / "nats.conf").read_text() + text)
     nats_server.restart()
     began = time.monotonic()

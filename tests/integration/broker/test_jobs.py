@@ -84,7 +84,9 @@ async def test_publishing_while_disconnected_fails_at_once(broker: Broker, nats_
     assert time.monotonic() - began < 0.2
 
 
-async def test_a_publish_survives_a_restart_and_is_stored_once(broker: Broker, nats_server: NatsServer) -> None:
+async def test_a_publish_survives_a_restart_and_is_stored_once(
+    broker: Broker, nats_server: NatsServer
+) -> None:
     nats_server.pause()
     job = make_job()
     publishing = asyncio.create_task(jobs.publish_job(broker, job, timeout_s=15))
@@ -104,7 +106,11 @@ async def test_bury_and_backlog(broker: Broker) -> None:
     assert counts["batch", "over"] == 1
     assert sum(counts.values()) == 1
     letter = DeadLetter(
-        response=job.response, code="poison", message="m", job=codec.encode(job), job_subject=subjects.job(job)
+        response=job.response,
+        code="poison",
+        message="m",
+        job=codec.encode(job),
+        job_subject=subjects.job(job),
     )
     await jobs.bury(broker, MODEL, letter)
     await jobs.bury(broker, MODEL, letter)
@@ -135,7 +141,9 @@ async def test_two_pullers_take_a_thousand_jobs_once_each(broker: Broker) -> Non
                 taker.puller.set_free(slots)
                 group.create_task(taker.puller.run())
             for chunk in range(0, 1000, 100):
-                await asyncio.gather(*(jobs.publish_job(broker, job) for job in all_jobs[chunk : chunk + 100]))
+                await asyncio.gather(
+                    *(jobs.publish_job(broker, job) for job in all_jobs[chunk : chunk + 100])
+                )
             await asyncio.gather(*(work(taker) for taker in takers))
             for taker in takers:
                 taker.puller.stop()

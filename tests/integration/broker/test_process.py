@@ -51,7 +51,10 @@ def test_the_first_signal_asks_for_the_end(which: signal.Signals) -> None:
 
 
 def test_the_second_signal_ends_at_once() -> None:
-    body = 'print("up", flush=True)\nawait shutdown.requested.wait()\nprint("draining", flush=True)\nawait asyncio.sleep(60)'
+    body = """print("up", flush=True)
+await shutdown.requested.wait()
+print("draining", flush=True)
+await asyncio.sleep(60)"""
     process = start(body)
     assert process.stdout is not None
     assert process.stdout.readline() == "up\n"

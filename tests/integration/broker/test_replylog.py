@@ -104,7 +104,9 @@ async def test_attempts_are_counted_in_started(reply_log: ReplyLog) -> None:
     assert (await reply_log.read()).attempts == 2
 
 
-async def test_an_ended_log_is_not_claimed_and_nothing_is_written(broker: Broker, reply_log: ReplyLog) -> None:
+async def test_an_ended_log_is_not_claimed_and_nothing_is_written(
+    broker: Broker, reply_log: ReplyLog
+) -> None:
     fence = await fence_of(reply_log)
     seq = await reply_log.end(make_finished(fence, (7,)))
     claim = await reply_log.claim(make_started("w-2"))
@@ -157,7 +159,9 @@ async def test_an_end_whose_ack_was_lost_is_found_again(reply_log: ReplyLog) -> 
     assert await reply_log.end(make_finished(fence, (1,))) == first
 
 
-async def test_an_end_outlasts_a_restart(reply_log: ReplyLog, broker: Broker, nats_server: NatsServer) -> None:
+async def test_an_end_outlasts_a_restart(
+    reply_log: ReplyLog, broker: Broker, nats_server: NatsServer
+) -> None:
     fence = await fence_of(reply_log)
     assert await reply_log.send_tokens_confirmed(make_tokens(fence, 0, 1), 5)
     nats_server.kill()
@@ -186,7 +190,9 @@ async def test_an_end_stored_before_the_server_died_is_not_stored_twice(
     assert await reply_log.end(make_finished(fence, (1,))) == first
 
 
-async def test_a_claim_outlasts_a_restart(reply_log: ReplyLog, broker: Broker, nats_server: NatsServer) -> None:
+async def test_a_claim_outlasts_a_restart(
+    reply_log: ReplyLog, broker: Broker, nats_server: NatsServer
+) -> None:
     old = await fence_of(reply_log)
     assert await reply_log.send_tokens_confirmed(make_tokens(old, 0, 1, 2), 5)
     nats_server.kill()

@@ -80,7 +80,7 @@ async def test_a_folder_without_a_tokenizer(broker: Broker, tmp_path: Path) -> N
 async def test_a_hostile_archive_writes_nothing_outside(broker: Broker, tmp_path: Path) -> None:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
-        for name in ("../evil", "/tmp/evil-headrace", "tokenizer.json"):
+        for name in ("../evil", str(tmp_path / "absolute"), "tokenizer.json"):
             entry = tarfile.TarInfo(name)
             entry.size = 2
             tar.addfile(entry, io.BytesIO(b"{}"))
@@ -92,9 +92,9 @@ async def test_a_hostile_archive_writes_nothing_outside(broker: Broker, tmp_path
     await store.put("evil", out.getvalue())
     folder = await tokenizers.fetch_tokenizer(broker, "evil", tmp_path / "cache")
     assert [path.name for path in folder.iterdir()] == ["tokenizer.json"]
-    assert not (tmp_path / "cache" / "evil" / ".." / "evil-headrace").exists()
-    assert not Path("/tmp/evil-headrace").exists()
-    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["evil"]
+    assert [path.name for path in folder.parent.iterdir()] == ["evil"]
+    assert not (tmp_path / "absolute").exists()
+    assert not (tmp_path / "evil").exists()
 
 
 async def test_a_name_that_is_no_file_name(broker: Broker, model: Path, tmp_path: Path) -> None:

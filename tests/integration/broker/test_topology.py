@@ -72,7 +72,7 @@ async def test_no_room_says_which_key_to_lower(nats_server: NatsServer) -> None:
     config = Nats(url=nats_server.url, replies_max_bytes=1 << 50)
     broker = await Broker.connect(config, name="test")
     try:
-        with pytest.raises(topology.TopologyError, match="lower nats.replies_max_bytes"):
+        with pytest.raises(topology.TopologyError, match=r"lower nats\.replies_max_bytes"):
             await topology.apply(broker)
     finally:
         await broker.close()

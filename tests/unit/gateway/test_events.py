@@ -96,7 +96,13 @@ def words(events: Iterable[Event]) -> list[tuple[str, int]]:
     return [(event.type.removeprefix("response."), event.sequence_number) for event in events]
 
 
-ANSWER = [Started(), Text("He", 0, 1), Text("llo", 1, 2), Text("!", 2, 5), end(total=5, reason="stop")]
+ANSWER: list[Update] = [
+    Started(),
+    Text("He", 0, 1),
+    Text("llo", 1, 2),
+    Text("!", 2, 5),
+    end(total=5, reason="stop"),
+]
 ENDS = [
     end(total=0, reason="stop"),
     end("incomplete", 3, reason="length"),
@@ -126,8 +132,8 @@ def test_the_events_of_an_answer_and_their_numbers() -> None:
 
 @pytest.mark.parametrize("ended", [ANSWER[-1], *ENDS])
 def test_every_event_is_what_the_sdk_expects(ended: Ended) -> None:
-    texts = [Text("ab", 0, ended.total)] if ended.total else []
-    for event in play([Started(), *texts, ended], stream_id="lane"):
+    texts: list[Update] = [Text("ab", 0, ended.total)] if ended.total else []
+    for event in play((Started(), *texts, ended), stream_id="lane"):
         assert as_sdk(event).model_extra == {"stream_id": "lane"}
 
 
@@ -273,7 +279,7 @@ def test_chat_usage_comes_last_when_asked_for() -> None:
 
 
 def test_chat_logprobs() -> None:
-    texts = [Text("a", 0, 1, token_ids=(7,), logprobs=(TokenLogprobs(-0.5),))]
+    texts: list[Update] = [Text("a", 0, 1, token_ids=(7,), logprobs=(TokenLogprobs(-0.5),))]
     frames = chunks(texts, include_logprobs=True)
     parsed = ChatCompletionChunk.model_validate_json(frames[-1].removeprefix(b"data: "), strict=True)
     assert parsed.choices[0].logprobs is not None

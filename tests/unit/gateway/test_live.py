@@ -36,6 +36,8 @@ class Owner:
     def live_stopped(self, live: Live, total: int) -> None:
         self.calls.append(f"stopped {total}")
 
+    def live_started(self, live: Live) -> None: ...
+
     def live_tokens(self, live: Live, count: int) -> None: ...
 
     def live_ended(self, live: Live) -> None:

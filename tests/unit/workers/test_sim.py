@@ -72,7 +72,8 @@ async def test_never_more_than_slots_at_once(tmp_path: Path) -> None:
 async def test_the_urgent_go_first_then_who_came_first(tmp_path: Path) -> None:
     run = await started(tmp_path, Sim(slots=1, inter_token_ms=0))
     sampling = Sampling(max_tokens=5, ignore_eos=True)
-    names = [run.submit(f"r{n}", [n], sampling, priority=priority) for n, priority in enumerate([2, 2, 2, 1, 0, 1])]
+    priorities = [2, 2, 2, 1, 0, 1]
+    names = [run.submit(f"r{n}", [n], sampling, priority=p) for n, p in enumerate(priorities)]
     await run.until_ended(*names)
     assert run.end_order == ["r0", "r4", "r3", "r5", "r1", "r2"]
 
@@ -115,7 +116,7 @@ async def test_a_refusal_can_be_aborted_too(tmp_path: Path) -> None:
         ([1] * 100, "context_length_exceeded"),
     ],
 )
-async def test_refusals_are_coded_and_the_engine_lives_on(tmp_path: Path, prompt: list[int], code: str) -> None:
+async def test_refusals_are_coded_and_harmless(tmp_path: Path, prompt: list[int], code: str) -> None:
     run = await started(tmp_path, Sim(max_model_len=100, inter_token_ms=0))
     bad = run.submit("bad", prompt, Sampling(max_tokens=4))
     good = run.submit("good", [1] * 99, Sampling(max_tokens=4, ignore_eos=True))

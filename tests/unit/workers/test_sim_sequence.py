@@ -66,7 +66,8 @@ def test_budgets() -> None:
     assert (len(ids), reason) == (7, "length")
     ids, reason = expected_completion([1] * 90, ENDLESS, Sim(max_model_len=100))
     assert (len(ids), reason) == (10, "length")
-    ids, reason = expected_completion([1], Sampling(max_tokens=400, min_tokens=200), Sim(mean_output_tokens=2))
+    sampling = Sampling(max_tokens=400, min_tokens=200)
+    ids, reason = expected_completion([1], sampling, Sim(mean_output_tokens=2))
     assert 200 <= len(ids) < 400
     assert reason == "stop"
     assert EOS_ID not in ids
@@ -74,7 +75,8 @@ def test_budgets() -> None:
 
 def test_a_stop_token_ends_and_is_not_part_of_the_completion() -> None:
     ids, _ = expected_completion([9], ENDLESS)
-    stopped, reason = expected_completion([9], Sampling(max_tokens=64, ignore_eos=True, stop_token_ids=(ids[10],)))
+    sampling = Sampling(max_tokens=64, ignore_eos=True, stop_token_ids=(ids[10],))
+    stopped, reason = expected_completion([9], sampling)
     assert stopped == ids[: ids.index(ids[10])]
     assert reason == "stop"
 
@@ -82,7 +84,8 @@ def test_a_stop_token_ends_and_is_not_part_of_the_completion() -> None:
 @given(prompts)
 def test_text_is_valid_utf8_until_the_budget_cuts_it(prompt: list[int]) -> None:
     ids, reason = expected_completion(prompt, Sampling(max_tokens=300))
-    data = b"".join(bytes([i]) if i < FIRST_WORD_ID else b" " + WORDS[i - FIRST_WORD_ID].encode() for i in ids)
+    words = [bytes([i]) if i < FIRST_WORD_ID else f" {WORDS[i - FIRST_WORD_ID]}".encode() for i in ids]
+    data = b"".join(words)
     codecs.getincrementaldecoder("utf-8")().decode(data, final=reason == "stop")
 
 

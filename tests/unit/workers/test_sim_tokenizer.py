@@ -55,7 +55,9 @@ def test_completions_are_text_that_encodes_to_the_same_text(loaded: PreTrainedTo
 def test_chat_template(loaded: PreTrainedTokenizerBase) -> None:
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     text = loaded.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    assert text == "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert text == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
     ids = loaded.encode(text)
     assert ids.count(EOS_ID) == 2
 

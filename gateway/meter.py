@@ -1,0 +1,75 @@
+"""What the responses of this gateway add to the metrics, by model. Must not know how they come about."""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+
+from broker.metrics import GATEWAY
+from gateway.generation import Ended
+
+
+class Meter:
+    """One response. ``tokens`` runs once for each message of the log."""
+
+    __slots__ = ("_model", "_received_s", "_started", "_tokens_s")
+
+    def __init__(self, model: str, received_unix_ms: float) -> None:
+        self._model = _model(model)
+        self._received_s = received_unix_ms / 1000
+        self._tokens_s = 0.0  # when the last tokens came; 0: none yet
+        self._started = False
+        self._model.waiting.inc()
+
+    def withdrawn(self) -> None:
+        """It was not accepted after all."""
+        self._model.waiting.dec()
+
+    def started(self) -> None:
+        self._started = True
+        self._model.waiting.dec()
+        self._model.running.inc()
+
+    def tokens(self, count: int) -> None:
+        now_s = time.time()
+        if not self._tokens_s:
+            self._model.first_token_s.observe(max(0.0, now_s - self._received_s))
+        else:
+            gap_s = max(0.0, now_s - self._tokens_s) / count
+            for _ in range(count):
+                self._model.inter_token_s.observe(gap_s)
+        self._tokens_s = now_s
+        self._model.completion_tokens.inc(count)
+
+    def ended(self, end: Ended) -> None:
+        (self._model.running if self._started else self._model.waiting).dec()
+        self._model.end_to_end_s.observe(max(0.0, time.time() - self._received_s))
+        self._model.prompt_tokens.inc(end.usage.prompt_tokens)
+        if end.timings.queue_ms:
+            self._model.queue_wait_s.observe(end.timings.queue_ms / 1000)
+        GATEWAY.requests.labels(model=self._model.name, outcome=end.outcome).inc()
+
+
+def refused(model: str) -> None:
+    """``model`` is one that is served; empty where the request named none of them."""
+    GATEWAY.requests.labels(model=model, outcome="refused").inc()
+
+
+class _Model:
+    """The metrics of one model; looking a label up costs more than counting."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.first_token_s = GATEWAY.first_token_s.labels(model=name)
+        self.inter_token_s = GATEWAY.inter_token_s.labels(model=name)
+        self.end_to_end_s = GATEWAY.end_to_end_s.labels(model=name)
+        self.queue_wait_s = GATEWAY.queue_wait_s.labels(model=name)
+        self.prompt_tokens = GATEWAY.prompt_tokens.labels(model=name)
+        self.completion_tokens = GATEWAY.completion_tokens.labels(model=name)
+        self.running = GATEWAY.running.labels(model=name)
+        self.waiting = GATEWAY.waiting.labels(model=name)
+
+
+@lru_cache(maxsize=256)
+def _model(name: str) -> _Model:
+    return _Model(name)

@@ -1,0 +1,112 @@
+"""Messages to prompt ids: the chat template, the extension of earlier turns by ids, and what fits.
+
+Pure, and slow for long prompts: callers run it in a thread (``tokenizers`` releases the GIL).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from gateway.context import Context, split_system
+from gateway.generation import ChatMessage, Generation
+from gateway.tokenizer import ChatTokenizer
+from schemas.errors import HeadraceError
+from schemas.ids import ModelToken
+from schemas.sampling import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """``context`` is what was remembered less the rounds that did not fit; ``extended``: the ids begin
+    with the earlier turns' own."""
+
+    ids: tuple[int, ...]
+    sampling: Sampling
+    context: Context
+    extended: bool
+
+
+def build(
+    tokenizer: ChatTokenizer,
+    model: ModelToken,
+    max_model_len: int,
+    generation: Generation,
+    context: Context,
+    *,
+    default_max_tokens: int,
+) -> Prompt:
+    """Oldest rounds of the context are dropped whole while the prompt does not fit. Raises ``HeadraceError``:
+    context_length_exceeded, and invalid_request where the template refuses."""
+    asked = generation.sampling.max_tokens if generation.max_tokens_given else 1
+    while True:
+        ids, extended = _encode(tokenizer, model, generation, context)
+        if len(ids) + asked <= max_model_len or not context.turns:
+            break
+        context = context.without_oldest()
+    sampling = fit(generation, len(ids), max_model_len, default_max_tokens)
+    return Prompt(tuple(ids), sampling, context, extended)
+
+
+def fit(generation: Generation, prompt_tokens: int, max_model_len: int, default_max_tokens: int) -> Sampling:
+    """Sampling with a ``max_tokens`` that fits: the client's, or else the default or what room there is."""
+    room = max_model_len - prompt_tokens
+    sampling = generation.sampling
+    if prompt_tokens == 0:
+        raise HeadraceError("invalid_value", "The prompt is empty: send some text.", param="input")
+    if room < 1:
+        raise HeadraceError(
+            "context_length_exceeded",
+            f"The prompt has {prompt_tokens} tokens and this model's context length is {max_model_len}: "
+            "shorten the input.",
+            param="input",
+        )
+    if not generation.max_tokens_given:
+        fitted = min(default_max_tokens, room)
+        return msgspec.structs.replace(
+            sampling, max_tokens=fitted, min_tokens=min(sampling.min_tokens, fitted)
+        )
+    if sampling.max_tokens > room:
+        raise HeadraceError(
+            "context_length_exceeded",
+            f"The prompt has {prompt_tokens} tokens and {sampling.max_tokens} were asked for, "
+            f"{prompt_tokens + sampling.max_tokens} together; this model's context is {max_model_len}: "
+            "shorten the input or ask for fewer tokens.",
+            param="max_output_tokens",
+        )
+    return sampling
+
+
+def _encode(
+    tokenizer: ChatTokenizer, model: ModelToken, generation: Generation, context: Context
+) -> tuple[list[int], bool]:
+    if generation.api == "completions":
+        text = "".join(message.content for message in generation.messages)
+        return tokenizer.encode(text, add_special_tokens=True), False
+    system, said = split_system(generation.messages)
+    same_system = system is None or system == context.system
+    if context.ids and context.model == model and same_system:
+        suffix = extension(tokenizer, context, said)
+        if suffix is not None:
+            return [*context.ids, *tokenizer.encode(context.tail + suffix)], True
+    if system is not None:
+        context = msgspec.structs.replace(context, system=system)
+    return tokenizer.encode(tokenizer.render([*context.messages(), *said])), False
+
+
+def extension(tokenizer: ChatTokenizer, context: Context, said: tuple[ChatMessage, ...]) -> str | None:
+    """The text between the last answer's end and where the assistant speaks again: what the template puts
+    behind an answer, and the new turn. None where the template shows earlier turns otherwise than it did
+    (it drops the reasoning of old answers, moves the system message, …)."""
+    earlier = context.messages()
+    answer = earlier.pop().content
+    head = tokenizer.render(earlier)
+    whole = tokenizer.render([*context.messages(), *said])
+    if not whole.startswith(head):
+        return None
+    rest = whole[len(head) :]
+    for shown in (answer, answer.strip()):  # many templates trim what was said
+        if rest.startswith(shown) and (shown or not answer):
+            return rest[len(shown) :]
+    return None

@@ -1,0 +1,168 @@
+"""Worker processes under real signals: what dies, drains or hangs, and who goes on."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import httpx
+import pytest
+
+from broker.connection import Broker
+from schemas.reply import Handoff, Started
+from tests.integration.conftest import NatsServer
+from tests.integration.workers.farm import client, in_process, make_config, subprocess_worker, until
+
+
+async def test_sigterm_hands_over_and_another_goes_on_exactly(
+    broker: Broker, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    config = make_config(nats_server.config, slots=8, inter_token_ms=5, drain_s=0.3)
+    async with client(broker, config, tmp_path) as tester:
+        with subprocess_worker(config, tmp_path) as leaving:
+            await leaving.until_health(200, "ready")
+            all_jobs = [tester.job([n], max_tokens=250, ignore_eos=True) for n in range(4)]
+            short = tester.job(max_tokens=10, ignore_eos=True)
+            await tester.submit(*all_jobs)
+            await until(lambda: all(tester.tokens_of(job) > 20 for job in all_jobs))
+            await tester.submit(short)
+            await until(lambda: tester.tokens_of(short) > 0)
+            async with in_process(config):
+                leaving.signal(signal.SIGTERM)
+                assert await leaving.until_exit() == 0, leaving.output.read_text()
+                await tester.until_ended(short, *all_jobs)
+                await tester.until_all_acked()
+        await tester.check(short, *all_jobs)
+        assert tester.logs[short.response].attempts == 1  # finished in the time the drain gave it
+        for job in all_jobs:
+            fences = [
+                message for message in tester.messages[job.response] if isinstance(message, Started | Handoff)
+            ]
+            assert [type(fence) for fence in fences] == [Started, Handoff, Started]
+            assert tester.logs[job.response].fences == 1  # being handed over is no failed attempt
+        assert await tester.workers() == []
+
+
+async def test_drain_gives_running_responses_their_time(
+    broker: Broker, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    config = make_config(nats_server.config, inter_token_ms=5)
+    async with client(broker, config, tmp_path) as tester, in_process(config) as running:
+        job = tester.job(max_tokens=100, ignore_eos=True)
+        await tester.submit(job)
+        await until(lambda: tester.tokens_of(job) > 5)
+        running.shutdown.requested.set()
+        await until(lambda: running.worker.health == (False, "draining"))
+        waiting = tester.job()
+        await tester.submit(waiting)
+        await running.task
+        await tester.check(job)
+        assert tester.tokens_of(waiting) == 0
+        assert waiting.response not in tester.logs
+        async with in_process(config):
+            await tester.until_ended(waiting)
+        await tester.check(waiting)
+
+
+async def test_kill_9_and_another_goes_on_exactly(
+    broker: Broker, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    config = make_config(nats_server.config, slots=8, inter_token_ms=5, ack_wait_s=1)
+    async with client(broker, config, tmp_path) as tester:
+        with subprocess_worker(config, tmp_path) as dying:
+            await dying.until_health(200, "ready")
+            all_jobs = [tester.job([n], max_tokens=150, ignore_eos=True, seed=n) for n in range(6)]
+            await tester.submit(*all_jobs)
+            await until(lambda: all(tester.tokens_of(job) > 20 for job in all_jobs))
+            dying.signal(signal.SIGKILL)
+            await dying.until_exit()
+        async with in_process(config):
+            await tester.until_ended(*all_jobs)
+            await tester.until_all_acked()
+        await tester.check(*all_jobs)
+        assert {tester.logs[job.response].attempts for job in all_jobs} == {2}
+
+
+async def test_a_frozen_worker_that_wakes_up_spoils_nothing(
+    broker: Broker, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    config = make_config(nats_server.config, inter_token_ms=5, ack_wait_s=1)
+    async with client(broker, config, tmp_path) as tester:
+        with subprocess_worker(config, tmp_path) as frozen:
+            await frozen.until_health(200, "ready")
+            job = tester.job(max_tokens=400, ignore_eos=True)
+            await tester.submit(job)
+            await until(lambda: tester.tokens_of(job) > 20)
+            frozen.signal(signal.SIGSTOP)
+            async with in_process(config):
+                await until(lambda: tester.logs[job.response].attempts == 2)
+                frozen.signal(signal.SIGCONT)
+                await tester.until_ended(job)
+                await tester.until_all_acked()
+            await tester.check(job)
+            frozen.signal(signal.SIGTERM)
+            assert await frozen.until_exit() == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [({"crash_after_tokens": 40}, "crashed after 40 tokens"), ({"hang_after_tokens": 40}, "engine hangs")],
+)
+async def test_engine_failure_ends_the_process_and_frees_the_jobs_at_once(
+    broker: Broker, nats_server: NatsServer, tmp_path: Path, fault: dict[str, int], message: str
+) -> None:
+    broken = make_config(nats_server.config, hang_s=0.5, **fault)
+    config = make_config(nats_server.config)
+    async with client(broker, config, tmp_path) as tester:
+        with subprocess_worker(broken, tmp_path) as dying:
+            await dying.until_health(200, "ready")
+            all_jobs = [tester.job([n], max_tokens=100, ignore_eos=True) for n in range(2)]
+            await tester.submit(*all_jobs)
+            assert await dying.until_exit(limit_s=5) == 1
+            lines = [line for line in dying.output.read_text().splitlines() if "ERROR" in line]
+            assert len(lines) == 1
+            assert message in lines[0]
+            assert "Traceback" not in dying.output.read_text()
+        async with in_process(config):  # ack_wait is 15 s: only a nak brings the jobs here in time
+            await tester.until_ended(*all_jobs, limit_s=8)
+        await tester.check(*all_jobs)
+
+
+async def test_crash_at_start(broker: Broker, nats_server: NatsServer, tmp_path: Path) -> None:
+    config = make_config(nats_server.config, start_fault="crash")
+    with subprocess_worker(config, tmp_path) as dying:
+        assert await dying.until_exit() == 1
+        assert "EngineDead: the simulated engine crashed at start" in dying.output.read_text()
+
+
+async def test_health_says_starting_and_sigterm_works_then(
+    broker: Broker, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    config = make_config(nats_server.config, start_fault="hang")
+    with subprocess_worker(config, tmp_path) as starting:
+        await starting.until_health(503, "starting")
+        starting.signal(signal.SIGTERM)
+        assert await starting.until_exit(limit_s=5) == 0
+
+
+async def test_metrics(broker: Broker, nats_server: NatsServer, tmp_path: Path) -> None:
+    config = make_config(nats_server.config, slots=3, inter_token_ms=1)
+    async with client(broker, config, tmp_path) as tester:
+        with subprocess_worker(config, tmp_path) as worker:
+            await worker.until_health(200, "ready")
+            job = tester.job((1, 2, 3), max_tokens=40, ignore_eos=True)
+            await tester.submit(job)
+            await tester.until_ended(job)
+            await tester.until_all_acked()
+            async with httpx.AsyncClient() as http:
+                text = (await http.get(f"http://127.0.0.1:{worker.port}/metrics")).text
+    label = f'{{model="{tester.model}"}}'
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert values[f"headrace_worker_slots{label}"] == "3.0"
+    assert values[f"headrace_worker_prompt_tokens_total{label}"] == "3.0"
+    assert values[f"headrace_worker_completion_tokens_total{label}"] == "40.0"
+    assert values[f"headrace_worker_time_to_first_token_seconds_count{label}"] == "1.0"
+    assert float(values[f"headrace_worker_inter_token_latency_seconds_count{label}"]) <= 39.0
+    assert values[f"headrace_worker_queue_wait_seconds_count{label}"] == "1.0"
+    assert values[f'headrace_worker_requests_total{{model="{tester.model}",outcome="incomplete"}}'] == "1.0"
+    assert values[f"headrace_worker_requests_running{label}"] == "0.0"
