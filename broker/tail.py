@@ -96,9 +96,9 @@ class ReplyTail:
             try:
                 await self._broker.wait_connected()
                 consumer = await self._create_consumer()
+                await self._loop.open(consumer)
                 self._gap = False
                 self._next_consumer_seq = 1
-                await self._loop.open(consumer)
                 await self._pull()
                 if abandoned:
                     await delete_reader(self._broker, subjects.REPLIES, abandoned)
@@ -134,9 +134,11 @@ class ReplyTail:
             self._news.set()
             return
         self._next_consumer_seq += 1
-        self.last_seq = delivery.stream_seq
         if self._loop.outstanding <= BATCH // 2:
             self._news.set()
+        if delivery.stream_seq <= self.last_seq:
+            return  # came through the old consumer after all, while the new one was being made
+        self.last_seq = delivery.stream_seq
         message = decode_reply(delivery.subject, delivery.data, delivery.stream_seq)
         if message is not None:
             self._on_message(ResponseId(delivery.subject.split(".", 4)[3]), delivery.stream_seq, message)

@@ -197,9 +197,7 @@ def streams(config: Nats) -> tuple[StreamConfig, ...]:
             max_age_s=PRESENCE_MAX_AGE_S,
             history=1,
         ),
-        _bucket(
-            config, f"KV_{keys}", "Headrace: API keys (hashed)", (kv.format(keys),), max_age_s=0, history=1
-        ),
+        _bucket(config, f"KV_{keys}", "Headrace: API keys", (kv.format(keys),), max_age_s=0, history=1),
         _bucket(
             config,
             f"OBJ_{tokenizers}",

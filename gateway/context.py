@@ -71,11 +71,13 @@ def present(messages: tuple[ChatMessage, ...]) -> tuple[str, tuple[tuple[str, st
 
 
 def read_verdict(job: Job, log: LogReader, detokenizer: Detokenizer) -> tuple[Completion, Verdict] | None:
-    """What an ended response came to, read from its log alone. None: it has not ended."""
-    if log.end is None:
-        return None
-    done = complete(detokenizer, log.ids[: log.end.total], job.presentation.stop)
-    return done, stopped(job, done.total, log.end) if done.stopped else verdict(job, log.end)
+    """What an ended response came to, read from its log alone. None: it has not ended. A stop string ends
+    it, whether or not a gateway lived to close the log."""
+    ids = log.ids if log.end is None else log.ids[: log.end.total]
+    done = complete(detokenizer, ids, job.presentation.stop)
+    if done.stopped:
+        return done, stopped(job, done.total, log.end)
+    return None if log.end is None else (done, verdict(job, log.end))
 
 
 def fold(

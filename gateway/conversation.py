@@ -26,7 +26,7 @@ from broker.jobs import find_job
 from broker.log_reader import LogReader
 from broker.replylog import ReplyLog
 from broker.topology import MAX_DEADLINE_S
-from gateway.context import Context, fold
+from gateway.context import Context, fold, read_verdict
 from gateway.generation import Generation
 from gateway.live import Memory
 from gateway.tokenizer import ChatTokenizer
@@ -235,10 +235,11 @@ class Conversations:
         if ended.end is None and time.time() * 1000 > job.deadline_unix_ms + OVERDUE_S * 1000:
             await reply_log.close(Closed(reason="deadline", code="deadline_exceeded"))
             ended = await reply_log.read()
-        if ended.end is None:
-            raise _busy()
         tokenizer = await self._tokenizer_of(job)
-        return await asyncio.to_thread(fold, context, job, ended, tokenizer.detokenizer, rounds=self._rounds)
+        detokenizer = tokenizer.detokenizer
+        if ended.end is None and read_verdict(job, ended, detokenizer) is None:
+            raise _busy()
+        return await asyncio.to_thread(fold, context, job, ended, detokenizer, rounds=self._rounds)
 
     # -- Redis --------------------------------------------------------------------------------------
 
@@ -303,7 +304,8 @@ def _in_session(context: Context, response: ResponseId) -> Context:
 
 def _busy() -> HeadraceError:
     return HeadraceError(
-        "conversation_busy", "The conversation's last turn is still being answered: wait for its end, or cancel it."
+        "conversation_busy",
+        "The conversation's last turn is still being answered: wait for its end, or cancel it.",
     )
 
 

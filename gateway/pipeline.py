@@ -16,14 +16,13 @@ from collections.abc import Coroutine
 import nats.errors
 from redis.asyncio import Redis
 
-from broker import subjects
 from broker.connection import Broker, NoAnswer
 from broker.jetstream import ApiError
 from broker.jobs import find_job, publish_job
 from broker.presence import Roster
 from broker.replylog import ReplyLog
 from broker.tail import ReplyTail
-from gateway import meter, prompt
+from gateway import closer, meter, prompt
 from gateway.catalog import Catalog, ModelCard
 from gateway.context import present
 from gateway.conversation import Conversations, Opened
@@ -31,6 +30,7 @@ from gateway.generation import Generation
 from gateway.live import Live
 from gateway.meter import Meter
 from gateway.tokenizer import ChatTokenizer
+from gateway.vocabulary import check_token_ids
 from schemas.config import Config
 from schemas.errors import HeadraceError
 from schemas.ids import (
@@ -49,8 +49,6 @@ log = logging.getLogger(__name__)
 
 KEEP_ENDED_S = 300.0  # an ended response can be read again here for so long,
 MAX_ENDED = 1000  # and so many at most: the oldest are dropped
-CLOSE_PAUSE_S = 0.5
-CLOSE_LATEST_S = 60.0  # past the deadline by so much, nobody needs the log closed any more
 
 
 class _Entry:
@@ -140,6 +138,11 @@ class Pipeline:
     def models(self) -> list[ModelCard]:
         return self._catalog.models()
 
+    @property
+    def quiet(self) -> bool:
+        """Nothing is in flight, and what ended is remembered."""
+        return self._quiet.is_set()
+
     async def drain(self) -> None:
         """Refuse new responses (going_away) and wait for those in flight, ``gateway.drain_s`` at most. What
         is left then goes on in the queue."""
@@ -162,11 +165,18 @@ class Pipeline:
             self._admit()
             card = self._catalog.resolve(generation.model)
             model = card.name
+            check_token_ids(generation.sampling, card.vocab_size)
             tokenizer = await self._catalog.tokenizer(card)
             return await self._open(generation, card, tokenizer)
         except HeadraceError:
             meter.refused(model)
             raise
+        except ApiError as error:  # JetStream is starting, electing, or full
+            meter.refused(model)
+            log.warning("a request is refused: %s", error)
+            raise HeadraceError(
+                "broker_unavailable", "The queue cannot be used right now: try again."
+            ) from error
         finally:
             self._submitting -= 1
             self._note_quiet()
@@ -195,7 +205,8 @@ class Pipeline:
             job = self._job(generation, card, opened, built)
             return await self._accept(generation, job, opened, tokenizer, card)
         except BaseException:
-            self._spawn(self._conversations.abandon(opened), f"abandon {response}")
+            if opened.claimed is not None:
+                self._spawn(self._conversations.abandon(opened), f"abandon {response}")
             raise
 
     def _job(self, generation: Generation, card: ModelCard, opened: Opened, built: prompt.Prompt) -> Job:
@@ -238,14 +249,11 @@ class Pipeline:
         try:
             await publish_job(self._broker, job)
         except BaseException as error:
-            self._entries.pop(job.response, None)
-            counted.withdrawn()
+            if self._entries.pop(job.response, None) is not None:
+                counted.withdrawn()
             self._disown(job, error)
             if isinstance(error, nats.errors.MaxPayloadError):
                 raise HeadraceError("payload_too_large", "The request is too large for the queue.") from error
-            if isinstance(error, ApiError):
-                log.error("the job queue refuses: %s", error)
-                raise HeadraceError("queue_full", "The queue takes no more work: try again later.") from error
             raise
         live.accepted(time.time() * 1000)
         if live.end is None:
@@ -259,7 +267,9 @@ class Pipeline:
     def _disown(self, job: Job, error: BaseException) -> None:
         """Nobody will read it, and it may be stored all the same: no worker shall spend time on it."""
         if not isinstance(error, (nats.errors.MaxPayloadError, ApiError)):
-            self._spawn(self._close_log(job, Closed(reason="cancelled"), None), f"disown {job.response}")
+            closed = Closed(reason="cancelled")
+            closing = closer.close_surely(self._broker, job, closed, lambda: closer.is_of_use(job))
+            self._spawn(closing, f"disown {job.response}")
 
     async def cancel(self, response: ResponseId, tenant: TenantId) -> None:
         """Close the log; the terminal update comes from the log, in stream order. No effect on an ended one.
@@ -270,11 +280,11 @@ class Pipeline:
         job = live.job if live is not None else await find_job(self._broker, response)
         if job is None or job.tenant != tenant:
             raise HeadraceError("response_not_found", f"There is no response {response}.")
-        reply_log = ReplyLog(self._broker, job.gateway, job.response, job.session)
-        if live is None and (await reply_log.read()).end is not None:
-            return
-        await reply_log.close(Closed(reason="cancelled"))
-        await self._hint(response)
+        if live is None:
+            reply_log = ReplyLog(self._broker, job.gateway, job.response, job.session)
+            if (await reply_log.read()).end is not None:
+                return
+        await closer.close(self._broker, job, Closed(reason="cancelled"))
 
     def find(self, response: ResponseId, tenant: TenantId) -> Live | None:
         """A response in flight here, or ended a short while ago. None for another tenant's."""
@@ -324,7 +334,7 @@ class Pipeline:
         entry.meter.ended(live.end)
         self._keep(live)
         self._conversations.will_close(live.response_id)
-        closing = self._conversations.close(entry.opened, live.job, live.settled_log, entry.tokenizer)
+        closing = self._conversations.close(entry.opened, live.job, live.log, entry.tokenizer)
         self._spawn(closing, f"remember {live.response_id}")
         self._note_quiet()
 
@@ -348,39 +358,25 @@ class Pipeline:
         if entry.closing:
             return
         entry.closing = True
-        self._spawn(self._close_log(entry.live.job, closed, entry.live), f"close {entry.live.response_id}")
+        live = entry.live
 
-    async def _close_log(self, job: Job, closed: Closed, live: Live | None) -> None:
-        """Until it is stored, however long the broker is away: the log alone ends a response."""
-        reply_log = ReplyLog(self._broker, job.gateway, job.response, job.session)
-        latest_s = job.deadline_unix_ms / 1000 + CLOSE_LATEST_S
-        while live is None or live.end is None or closed.reason == "stop":
-            try:
-                await self._broker.wait_connected()
-                await reply_log.close(closed)
-                await self._hint(job.response)
-                return
-            except (HeadraceError, ApiError, nats.errors.Error) as error:
-                log.warning("%s cannot be closed yet: %s", job.response, error)
-                if (live is None or live.end is not None) and time.time() > latest_s:
-                    return
-                await asyncio.sleep(CLOSE_PAUSE_S)
+        def needed() -> bool:  # the log alone ends a response, unless a stop string in its text did
+            return live.end is None or (closed.reason == "stop" and closer.is_of_use(live.job))
 
-    async def _hint(self, response: ResponseId) -> None:
-        """Tell the worker at once; without it, it finds out at its next look at the lease."""
-        try:
-            await self._broker.nc.publish(subjects.cancel(response), b"")
-        except nats.errors.Error as error:
-            log.debug("no hint for %s: %s", response, error)
+        closing = closer.close_surely(self._broker, live.job, closed, needed)
+        self._spawn(closing, f"close {live.response_id}")
 
     # -- background -----------------------------------------------------------------------------------
 
     def _spawn(self, work: Coroutine[object, object, None], name: str) -> None:
-        """A task of ``run``'s group: a bug in it ends the process. Without ``run`` there is no work."""
-        if self._tasks is None:
+        """A task of ``run``'s group: a bug in it ends the process. When ``run`` is ending, so is its work."""
+        try:
+            if self._tasks is None:
+                raise RuntimeError("not running")
+            task = self._tasks.create_task(work, name=name)
+        except RuntimeError:  # what a task group says when it is shutting down
             work.close()
             return
-        task = self._tasks.create_task(work, name=name)
         self._background.add(task)
         task.add_done_callback(self._background_done)
         self._note_quiet()

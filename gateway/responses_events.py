@@ -67,23 +67,23 @@ class PartEvent(msgspec.Struct, frozen=True):
 
 
 class TextDelta(msgspec.Struct, frozen=True):
+    type: Literal["response.output_text.delta"]
     sequence_number: int
     item_id: str
     delta: str
     logprobs: list[TokenLogprob]
     stream_id: Lane
-    type: Literal["response.output_text.delta"] = "response.output_text.delta"
     output_index: int = 0
     content_index: int = 0
 
 
 class TextDone(msgspec.Struct, frozen=True):
+    type: Literal["response.output_text.done"]
     sequence_number: int
     item_id: str
     text: str
     logprobs: list[TokenLogprob]
     stream_id: Lane
-    type: Literal["response.output_text.done"] = "response.output_text.done"
     output_index: int = 0
     content_index: int = 0
 
@@ -159,13 +159,14 @@ class ResponseEvents:
         return [self._plain("response.in_progress", IN_PROGRESS)]
 
     def _text(self, update: Text) -> list[Event]:
-        events = self._start()
+        events = [] if self._in_progress else self._start()
         if not self._open:
             events += self._opened(ITEM_ADDED, PART_ADDED)
         if update.text or update.logprobs:
             number = FIRST_DELTA if update.end_token == 1 else cursor(update.end_token)
             logprobs = show(update.token_ids, update.logprobs, self._spelling) if update.logprobs else []
-            events.append(TextDelta(number, self._item_id, update.text, logprobs, self._lane))
+            kind: Literal["response.output_text.delta"] = "response.output_text.delta"
+            events.append(TextDelta(kind, number, self._item_id, update.text, logprobs, self._lane))
         return events
 
     def _opened(self, item_number: int, part_number: int) -> list[Event]:
@@ -195,7 +196,9 @@ class ResponseEvents:
     def _closed(self, content: OutputText, end: Ended, number: int) -> list[Event]:
         item = message(self._head, item_end(end), content)
         return [
-            TextDone(number, self._item_id, content.text, content.logprobs, self._lane),
+            TextDone(
+                "response.output_text.done", number, self._item_id, content.text, content.logprobs, self._lane
+            ),
             PartEvent("response.content_part.done", number + 1, self._item_id, content, self._lane),
             ItemEvent("response.output_item.done", number + 2, item, self._lane),
         ]

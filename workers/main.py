@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from broker.connection import NoAnswer
 from broker.process import Shutdown, run_process
 from schemas.config import Config
 from workers.engine.base import EngineDead
@@ -14,4 +15,4 @@ def run(config: Config) -> int:
     async def main(shutdown: Shutdown) -> None:
         await Worker(config).run(shutdown)
 
-    return run_process("worker", config, main, known_errors=(EngineDead,))
+    return run_process("worker", config, main, known_errors=(EngineDead, NoAnswer))

@@ -31,7 +31,7 @@ from workers.run_state import DrainOver, EngineFailed, Event, Nudged
 log = logging.getLogger(__name__)
 
 HAND_OFF_LIMIT_S = 5.0  # for all runs that the drain did not see finished
-ABANDON_LIMIT_S = 1.0  # after the engine's death: for giving the jobs back
+ABANDON_LIMIT_S = 1.2  # after the engine's death: for giving the jobs back; a parked pull ends in 1 s
 
 T = TypeVar("T")
 
@@ -126,6 +126,7 @@ class Worker:
             except EngineDead:
                 puller.stop()
                 await self._tell_all(EngineFailed(), ABANDON_LIMIT_S)
+                await asyncio.wait({pulling}, timeout=ABANDON_LIMIT_S)  # gives back what still arrives
                 raise
             finally:
                 await presence.withdraw(broker, self.id)

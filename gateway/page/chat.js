@@ -9,13 +9,14 @@
  */
 export const ENDED = new Set(["completed", "truncated", "stopped", "interrupted", "failed"])
 
-const newConversationId = () => {
+const newId = (prefix) => {
   const bytes = crypto.getRandomValues(new Uint8Array(16))
-  return "conv_" + Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("")
+  return prefix + Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("")
 }
 
 const newAnswer = (question, model) => ({
   role: "assistant",
+  id: newId("lane_"), // the protocol's stream_id: every event and error of this answer carries it
   question,
   model,
   phase: "sent",
@@ -29,11 +30,10 @@ const newAnswer = (question, model) => ({
 })
 
 export class Chat {
-  conversation = newConversationId()
+  conversation = newId("conv_")
   turns = []
-  // The answer under way, or null. It outlives `reset` until its end has come, since a connection
-  // carries one response at a time.
-  active = null
+  active = null // the answer under way
+  #abandoned = new Set() // ids of answers dropped before the server had named their responses
   #responseId = null
   #stopRequested = false
   #sentMs = 0
@@ -68,7 +68,8 @@ export class Chat {
     this.#sentMs = nowMs
     this.#firstMs = 0
     this.#lastMs = 0
-    return { type: "response.create", model, input: text, conversation: this.conversation, stream: true }
+    const { conversation, active } = this
+    return { type: "response.create", model, input: text, conversation, stream_id: active.id, stream: true }
   }
 
   /** Returns the event to send, or null where there is nothing to cancel yet or any more. */
@@ -80,13 +81,18 @@ export class Chat {
 
   /** A new, empty conversation. Returns the event to send for an answer still under way, or null. */
   reset() {
-    this.conversation = newConversationId()
+    const cancel = this.stop()
+    if (this.active !== null && this.#responseId === null) this.#abandoned.add(this.active.id)
+    this.conversation = newId("conv_")
     this.turns = []
-    return this.stop()
+    this.active = null
+    this.#stopRequested = false
+    return cancel
   }
 
   /** The connection is gone, and the answer under way with it. */
   lost() {
+    this.#abandoned.clear()
     if (this.active !== null) this.#end("interrupted")
   }
 
@@ -96,13 +102,16 @@ export class Chat {
    */
   receive(event, nowMs) {
     const nothing = { reply: null, notice: null }
-    if (event.type === "error") return { reply: null, notice: this.#refused(event.error) }
     const answer = this.active
-    if (answer === null) return nothing
+    if (answer === null || event.stream_id !== answer.id) return { ...nothing, ...this.#stray(event) }
     switch (event.type) {
+      case "error":
+        answer.error = event.error
+        this.#end("failed")
+        return nothing
       case "response.created":
         this.#responseId = event.response.id
-        return { reply: this.#stopRequested ? this.#cancel() : null, notice: null }
+        return { ...nothing, reply: this.#stopRequested ? this.#cancel() : null }
       case "response.queued":
         answer.phase = "queued"
         answer.position = event.position ?? null
@@ -138,12 +147,12 @@ export class Chat {
     return this.#responseId === null ? null : { type: "response.cancel", response_id: this.#responseId }
   }
 
-  #refused(error) {
-    // An accepted response ends in a terminal event and in nothing else; before that, an error is its end.
-    if (this.active === null || this.#responseId !== null) return error
-    this.active.error = error
-    this.#end("failed")
-    return null
+  /** An event that is not of the answer under way: of the connection as a whole, or of a dropped answer. */
+  #stray(event) {
+    if (event.type === "response.created" && this.#abandoned.delete(event.stream_id)) {
+      return { reply: { type: "response.cancel", response_id: event.response.id } }
+    }
+    return event.type === "error" && event.stream_id === undefined ? { notice: event.error } : {}
   }
 
   #end(phase, event) {

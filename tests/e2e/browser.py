@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from playwright.async_api import Browser, ConsoleMessage, Page, Request, async_playwright
+from playwright.async_api import Browser, ConsoleMessage, Page, Request, async_playwright, expect
+
+TIMEOUT_MS = 20_000  # of any one condition: machines that test are slow and shared
+expect.set_options(timeout=TIMEOUT_MS)
 
 FLAGS = [
     "--disable-gpu",
@@ -95,7 +98,7 @@ async def watched_page(browser: Browser, url: str, **context: Any) -> AsyncItera
     watch = Watch(url)
     async with await browser.new_context(**{"viewport": WIDE, **context}) as opened:
         page = await opened.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(TIMEOUT_MS)
         page.on("console", watch.saw_console)
         page.on("pageerror", lambda error: watch.console.append(f"uncaught: {error}"))
         page.on("request", watch.saw_request)

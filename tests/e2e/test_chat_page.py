@@ -82,6 +82,7 @@ def answer(page: Page) -> Locator:
 
 async def ask(page: Page, text: str) -> None:
     await prompt(page).fill(text)
+    await expect(page.get_by_role("button", name="Send")).to_be_enabled(timeout=30_000)
     await prompt(page).press("Enter")
 
 
@@ -90,14 +91,13 @@ async def phase(page: Page, *wanted: str) -> None:
 
 
 async def text_length(page: Page) -> int:
-    return len(await answer(page).locator(".prose").inner_text())
+    return len((await answer(page).locator(".prose").inner_text()).strip())
 
 
 async def longer_than(page: Page, length: int) -> int:
     """Waits for the answer to have more text than that; returns how much it has."""
-    await page.wait_for_function(
-        "(length) => [...document.querySelectorAll('.prose')].at(-1).innerText.length > length", arg=length
-    )
+    longer = "(length) => [...document.querySelectorAll('.prose')].at(-1)?.innerText.trim().length > length"
+    await page.wait_for_function(longer, arg=length)
     return await text_length(page)
 
 

@@ -304,7 +304,7 @@ async def test_a_configuration_that_vllm_refuses(tiny: Path) -> None:
     with pytest.raises(EngineDead, match=r"max_num_sequences: did you mean .*max_num_seqs"):
         await EngineRun(engine).start()
     engine = VllmEngine(resolve(str(tiny)), table={"dtype": "float33"})
-    with pytest.raises(EngineDead, match=r"vLLM refused its configuration.*float33"):
+    with pytest.raises(EngineDead, match=r"(?s)vLLM refused its configuration.*float33"):
         await EngineRun(engine).start()
 
 

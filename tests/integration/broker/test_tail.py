@@ -124,6 +124,25 @@ async def test_no_gap_and_no_duplicate_over_server_restarts(broker: Broker, nats
         await writer_broker.close()
 
 
+async def test_a_hanging_server_costs_no_message(broker: Broker, nats_server: NatsServer) -> None:
+    seen = Seen()
+    reply_log = ReplyLog(broker, GATEWAY, new_response_id(), SESSION)
+    resets = metrics.PULL_RESETS.labels(reason="silence")._value
+    before = resets.get()
+    async with tailing(broker, seen):
+        claim = await reply_log.claim(make_started())
+        assert claim.fence is not None
+        await until(lambda: len(seen.messages) == 1)
+        nats_server.pause()
+        await until(lambda: resets.get() > before)
+        for offset in range(100):
+            await reply_log.send_tokens(make_tokens(claim.fence, offset, offset))
+        nats_server.resume()
+        await until(lambda: len(seen.messages) == 101)
+    assert broker.epoch == 0
+    assert seen.seqs == await stored_seqs(broker)
+
+
 async def test_a_deleted_consumer_is_made_again(broker: Broker) -> None:
     seen = Seen()
     reply_log = ReplyLog(broker, GATEWAY, new_response_id(), SESSION)

@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,15 @@ async def test_a_frame_beyond_the_protocol_limit_closes_1009(served: Gateway) ->
         assert closed.value.rcvd.code == 1009
 
 
+async def test_a_text_frame_that_is_not_utf8_ends_only_its_connection(served: Gateway) -> None:
+    """RFC 6455 demands the end; nothing of it is a fault of ours that belongs into the log."""
+    async with websockets.connect(f"{served.ws_url}/v1/responses") as connection:
+        await connection.send(b"\xff\xfe", text=True)
+        assert [message async for message in closing(connection)] == []
+        assert connection.close_code == 1007
+    assert "Traceback" not in served.output
+
+
 async def test_sockets_elsewhere_or_from_elsewhere_are_refused_in_the_handshake(served: Gateway) -> None:
     for path, headers, status in (
         ("/nowhere", {}, 404),
@@ -159,34 +168,55 @@ def stalled_socket(port: int) -> socket.socket:
     key = base64.b64encode(os.urandom(16)).decode()
     connection.sendall(
         f"GET /v1/responses HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
-        f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+        f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        f"Sec-WebSocket-Key: {key}\r\n\r\n".encode()
     )
     body = json.dumps({**GOOD, "max_output_tokens": 20_000}).encode()
     connection.sendall(bytes([0x81, 0x80 | len(body)]) + b"\0\0\0\0" + body)
     return connection
 
 
-async def test_who_reads_nothing_is_cut_off_and_others_notice_nothing(
-    shared_nats_server: NatsServer, shared_redis_server: RedisServer, sim_worker: Process, tmp_path: Path
-) -> None:
-    settings = {"ping_interval_s": 0.5, "ping_timeout_s": 1, "disconnect_grace_s": 0.2}
-    with gateway(shared_nats_server, shared_redis_server, tmp_path, **settings) as small:
-        stalled = [stalled_socket(small.port) for _ in range(4)]
-        try:
-            async with (
-                httpx.AsyncClient(base_url=small.url, timeout=LIMIT_S) as http,
-                websockets.connect(f"{small.ws_url}/v1/responses") as connection,
-                asyncio.timeout(LIMIT_S),
-            ):
-                while await open_sockets(http) < 5:
-                    await asyncio.sleep(0.05)
-                while await open_sockets(http) > 1:
-                    answer = await ask(connection, GOOD)
-                    assert answer["type"] == "response.incomplete"
-                    await asyncio.sleep(0.05)
-        finally:
-            for each in stalled:
-                each.close()
+@pytest.fixture(scope="module")
+def impatient(
+    shared_nats_server: NatsServer,
+    shared_redis_server: RedisServer,
+    sim_worker: Process,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Gateway]:
+    folder = tmp_path_factory.mktemp("impatient")
+    settings = {"ping_interval_s": 0.2, "ping_timeout_s": 1, "disconnect_grace_s": 0.2}
+    with gateway(shared_nats_server, shared_redis_server, folder, **settings) as running:
+        yield running
+
+
+async def test_who_reads_nothing_is_cut_off_and_others_notice_nothing(impatient: Gateway) -> None:
+    stalled = [stalled_socket(impatient.port) for _ in range(4)]
+    try:
+        async with (
+            httpx.AsyncClient(base_url=impatient.url, timeout=LIMIT_S) as http,
+            websockets.connect(f"{impatient.ws_url}/v1/responses") as connection,
+            asyncio.timeout(LIMIT_S),
+        ):
+            while await open_sockets(http) < 5:
+                await asyncio.sleep(0.05)
+            while await open_sockets(http) > 1:
+                answer = await ask(connection, GOOD)
+                assert answer["type"] == "response.incomplete"
+                await asyncio.sleep(0.05)
+    finally:
+        for each in stalled:
+            each.close()
+
+
+async def test_a_stream_that_waits_says_so(impatient: Gateway) -> None:
+    """About a second of prefill, and a comment for every 0.2 s of silence in it."""
+    body = {"input": "x " * 8_000, "max_output_tokens": 1, "stream": True}
+    async with httpx.AsyncClient(base_url=impatient.url, timeout=LIMIT_S) as http:
+        text = (await http.post("/v1/responses", json=body)).text
+    created, rest = text.split("\n\n", 1)
+    assert created.startswith("event: response.created\n")
+    assert rest.count(": waiting\n\n") >= 1
+    assert rest.rstrip().rsplit("\n\n", 1)[-1].startswith("event: response.incomplete\n")
 
 
 async def open_sockets(http: httpx.AsyncClient) -> float:

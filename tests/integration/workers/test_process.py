@@ -21,7 +21,7 @@ async def test_sigterm_hands_over_and_another_goes_on_exactly(
     async with client(broker, config, tmp_path) as tester:
         with subprocess_worker(config, tmp_path) as leaving:
             await leaving.until_health(200, "ready")
-            all_jobs = [tester.job([n], max_tokens=250, ignore_eos=True) for n in range(4)]
+            all_jobs = [tester.job([n], max_tokens=1000, ignore_eos=True) for n in range(4)]
             short = tester.job(max_tokens=10, ignore_eos=True)
             await tester.submit(*all_jobs)
             await until(lambda: all(tester.tokens_of(job) > 20 for job in all_jobs))
@@ -71,7 +71,7 @@ async def test_kill_9_and_another_goes_on_exactly(
     async with client(broker, config, tmp_path) as tester:
         with subprocess_worker(config, tmp_path) as dying:
             await dying.until_health(200, "ready")
-            all_jobs = [tester.job([n], max_tokens=150, ignore_eos=True, seed=n) for n in range(6)]
+            all_jobs = [tester.job([n], max_tokens=800, ignore_eos=True, seed=n) for n in range(6)]
             await tester.submit(*all_jobs)
             await until(lambda: all(tester.tokens_of(job) > 20 for job in all_jobs))
             dying.signal(signal.SIGKILL)
@@ -106,7 +106,7 @@ async def test_a_frozen_worker_that_wakes_up_spoils_nothing(
 
 @pytest.mark.parametrize(
     ("fault", "message"),
-    [({"crash_after_tokens": 40}, "crashed after 40 tokens"), ({"hang_after_tokens": 40}, "engine hangs")],
+    [({"crash_after_tokens": 40}, "simulated engine crashed"), ({"hang_after_tokens": 40}, "engine hangs")],
 )
 async def test_engine_failure_ends_the_process_and_frees_the_jobs_at_once(
     broker: Broker, nats_server: NatsServer, tmp_path: Path, fault: dict[str, int], message: str

@@ -59,7 +59,9 @@ def make(stop: tuple[str, ...] = (), logprobs: int | None = None) -> tuple[Live,
         created_unix_ms=1,
         deadline_unix_ms=2,
     )
-    generation = Generation("responses", TenantId("t"), "m", (ChatMessage("user", "hi"),), sampling, stop=stop)
+    generation = Generation(
+        "responses", TenantId("t"), "m", (ChatMessage("user", "hi"),), sampling, stop=stop
+    )
     owner = Owner()
     return Live(job, generation, BYTES, owner), owner
 
@@ -96,8 +98,12 @@ def ids_of(text: str) -> list[int]:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.text(max_size=40), st.lists(st.integers(1, 7), min_size=60, max_size=90), st.lists(st.text("a STOP:", min_size=1, max_size=3), max_size=2),
-       st.data())  # fmt: skip
+@given(
+    st.text(max_size=40),
+    st.lists(st.integers(1, 7), min_size=60, max_size=90),
+    st.lists(st.text("a STOP:", min_size=1, max_size=3), max_size=2),
+    st.data(),
+)
 async def test_any_merging_and_any_resume_gives_the_same(
     text: str, cuts: list[int], stop: list[str], data: st.DataObject
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,8 +19,20 @@ RAW = {raw: id_ for id_ in range(len(SPECIAL), VOCAB) if len(raw := BYTES.token_
 token_ids = st.lists(st.integers(0, VOCAB + 3), max_size=60)
 spelled = st.text(max_size=20).map(lambda text: [RAW[bytes((b,))] for b in text.encode()])  # a token a byte
 encoded = st.text(max_size=40).map(lambda text: byte_level().encode(text).ids)
-completions = st.lists(st.one_of(token_ids, spelled, encoded), max_size=4).map(lambda parts: sum(parts, []))
+completions = st.lists(st.one_of(token_ids, spelled, encoded), max_size=4).map(lambda parts: [*chain(*parts)])
 stops = st.lists(st.text(alphabet="abSTOP\n: é你", min_size=1, max_size=5), max_size=3)
+
+
+CONTINUATIONS = (
+    b"\x80",
+    b"\xa0",
+    b"\x90",
+    b"\x80\x80",
+    b"\xa0\x80",
+    b"\x90\x80",
+    b"\x90\x80\x80",
+    b"\x80\x80\x80",
+)
 
 
 def scratch(tokenizer: Tokenizer, ids: list[int]) -> str:
@@ -31,8 +45,7 @@ def without_open_character(detokenizer: Detokenizer, ids: list[int], full: str) 
     raw = b"".join(detokenizer.token_bytes(id_) for id_ in ids if id_ not in special)
     for length in (1, 2, 3):
         end = raw[-length:]
-        if len(end) == length and any(can_complete(end + more) for more in (b"\x80", b"\xa0", b"\x90", b"\x80\x80",
-                                      b"\xa0\x80", b"\x90\x80", b"\x90\x80\x80", b"\x80\x80\x80")):  # fmt: skip
+        if len(end) == length and any(can_complete(end + more) for more in CONTINUATIONS):
             return full[:-1]
     return full
 
@@ -124,7 +137,16 @@ def test_byte_fallback_equals_the_library_on_valid_text() -> None:
     tokenizer = byte_fallback()
     detokenizer = Detokenizer(tokenizer)
     of = tokenizer.token_to_id
-    ids = [of("▁Hello"), of("<0xE4>"), of("<0xBD>"), of("<0xA0>"), of("</s>"), of("▁world"), of("▁▁"), of("é")]
+    ids = [
+        of("▁Hello"),
+        of("<0xE4>"),
+        of("<0xBD>"),
+        of("<0xA0>"),
+        of("</s>"),
+        of("▁world"),
+        of("▁▁"),
+        of("é"),
+    ]
     assert detokenizer.decode(ids) == scratch(tokenizer, ids) == "Hello你 world  é"
     stream = TextStream(detokenizer)
     assert [stream.push(id_) for id_ in ids] == ["Hello", "", "", "你", "", " world", "  ", "é"]

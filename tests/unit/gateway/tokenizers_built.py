@@ -8,8 +8,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog. User: hello! Assistant: hi there, 你好世界 日本語",
-    "naïve café e\u0301 \U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f600 end of stream STOP\n\nUser: what?",
-] * 4
+    "naïve café e\u0301",
+    "\U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f600 end of stream STOP\n\nUser: what?",
+]
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|eot_id|>",
            "<|start_header_id|>", "<|end_header_id|>"]  # fmt: skip
 
@@ -25,8 +26,10 @@ def byte_level() -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(TEXTS, trainer)
-    tokenizer.add_tokens([AddedToken("<tool_call>", normalized=False), AddedToken("two words", normalized=False)])
+    tokenizer.train_from_iterator(TEXTS * 4, trainer)
+    tokenizer.add_tokens(
+        [AddedToken("<tool_call>", normalized=False), AddedToken("two words", normalized=False)]
+    )
     return tokenizer
 
 

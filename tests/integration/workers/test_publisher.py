@@ -1,0 +1,115 @@
+"""The publisher on a real broker: one message where one will do, and everything arrives."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from broker.connection import Broker
+from broker.log_writer import LogWriter
+from broker.replylog import ReplyLog
+from schemas.ids import Fence, GatewayId, ModelToken, SessionToken, WorkerId, new_response_id
+from schemas.reply import Started
+from tests.integration.conftest import NatsServer
+from tests.integration.workers.farm import stop_task, until
+from workers.publisher import Outlet, Publisher
+
+
+@contextlib.asynccontextmanager
+async def publishing(broker: Broker, *, confirm_interval_s: float = 60) -> AsyncIterator[Publisher]:
+    publisher = Publisher(broker, ModelToken("m"), confirm_interval_s=confirm_interval_s)
+    running = asyncio.create_task(publisher.run())
+    try:
+        yield publisher
+        assert not running.done(), running.result()
+    finally:
+        await stop_task(running)
+
+
+async def open_outlet(broker: Broker, publisher: Publisher) -> Outlet:
+    log = ReplyLog(broker, GatewayId("gw"), new_response_id(), SessionToken("s"))
+    claim = await log.claim(lambda n: Started(attempt=n, worker=WorkerId("w")))
+    assert claim.fence is not None
+    return publisher.open(log, LogWriter(Fence(claim.fence)), pulled_s=asyncio.get_running_loop().time())
+
+
+async def messages_of(broker: Broker, outlet: Outlet) -> int:
+    info = await broker.js.stream_info("REPLIES", subjects_filter=outlet.log.tokens_subject)
+    return (info.state.subjects or {}).get(outlet.log.tokens_subject, 0)
+
+
+async def test_steps_that_pile_up_share_a_message(broker: Broker) -> None:
+    async with publishing(broker) as publisher:
+        outlet = await open_outlet(broker, publisher)
+        for token in range(50):  # no await: the publisher cannot run in between
+            outlet.writer.append((token,))
+            publisher.mark(outlet)
+        await until(lambda: outlet.writer.unsent == 0)
+        async with asyncio.timeout(10):
+            while (await outlet.log.read()).ids != list(range(50)):
+                await asyncio.sleep(0.01)
+        assert await messages_of(broker, outlet) == 1
+
+
+async def test_steps_that_do_not_pile_up_travel_alone(broker: Broker) -> None:
+    async with publishing(broker) as publisher:
+        outlet = await open_outlet(broker, publisher)
+        for token in range(20):
+            outlet.writer.append((token,))
+            publisher.mark(outlet)
+            await until(lambda: outlet.writer.unsent == 0)
+        async with asyncio.timeout(10):
+            while len((await outlet.log.read()).ids) < 20:
+                await asyncio.sleep(0.01)
+        assert await messages_of(broker, outlet) == 20
+
+
+async def test_confirmed_now_and_then_and_in_order(broker: Broker) -> None:
+    async with publishing(broker, confirm_interval_s=0.02) as publisher:
+        outlets = [await open_outlet(broker, publisher) for _ in range(8)]
+        for token in range(300):
+            for outlet in outlets:
+                outlet.writer.append((token,))
+                publisher.mark(outlet)
+            await asyncio.sleep(0.001)
+        assert all(outlet.writer.unconfirmed < 150 for outlet in outlets)
+        for outlet in outlets:
+            await until(lambda outlet=outlet: not outlet.confirming and not outlet.writer.unsent)  # type: ignore[misc]
+            async with asyncio.timeout(10):
+                while (await outlet.log.read()).ids != list(
+                    range(300)
+                ):  # one overtaken message would be a gap
+                    await asyncio.sleep(0.01)
+
+
+async def test_a_broker_that_dies_and_comes_back_gets_everything(
+    broker: Broker, nats_server: NatsServer
+) -> None:
+    async with publishing(broker, confirm_interval_s=0.05) as publisher:
+        outlet = await open_outlet(broker, publisher)
+        for token in range(600):
+            outlet.writer.append((token,))
+            publisher.mark(outlet)
+            if token == 200:
+                nats_server.kill()
+            if token == 400:
+                nats_server.start()
+            await asyncio.sleep(0.001)
+        async with asyncio.timeout(20):
+            await broker.wait_connected()
+            while (await outlet.log.read()).ids != list(range(600)):
+                await asyncio.sleep(0.02)
+
+
+async def test_closed_outlet_sends_nothing_more(broker: Broker) -> None:
+    async with publishing(broker) as publisher:
+        closed, other = await open_outlet(broker, publisher), await open_outlet(broker, publisher)
+        for outlet in (closed, other):
+            outlet.writer.append((1,))
+            publisher.mark(outlet)
+        publisher.close(closed)
+        async with asyncio.timeout(10):
+            while not (await other.log.read()).ids:
+                await asyncio.sleep(0.01)
+        assert (await closed.log.read()).ids == []

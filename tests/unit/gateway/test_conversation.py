@@ -1,0 +1,272 @@
+"""A conversation's next prompt: earlier turns' own ids, then the template's text; and what is remembered."""
+
+# ruff: noqa: E501  (chat templates are quoted as they are)
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from broker.log_reader import LogReader
+from gateway.context import Context, Turn, fold, present, said_in
+from gateway.generation import ChatMessage, Generation
+from gateway.prompt import build, fit
+from gateway.tokenizer import ChatTokenizer
+from schemas.errors import HeadraceError
+from schemas.ids import Fence, GatewayId, ModelToken, ResponseId, SessionToken, TenantId, WorkerId
+from schemas.job import Job, Presentation
+from schemas.reply import Closed, Failed, Finished, Started, Tokens, Usage
+from schemas.sampling import Sampling
+from tests.unit.gateway.tokenizers_built import byte_level
+from workers.engine.sim_tokenizer import write_tokenizer
+
+# HuggingFaceTB/SmolLM2-135M-Instruct, tokenizer_config.json
+SMOLLM2 = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}"
+    "{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+LLAMA3 = (
+    "{% set loop_messages = messages %}{% for message in loop_messages %}"
+    "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim"
+    " + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+THINKING = (  # drops the reasoning of all answers but a last one, as Qwen 3 does
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.role == 'assistant' %}{{ message.content.split('</think>')[-1].lstrip('\n') }}"
+    "{% else %}{{ message.content }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+STRICT = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ m.content }}{% endfor %}"
+)
+MODEL = ModelToken("m")
+JOB = Job(
+    response=ResponseId("resp_01JD0000000000000000000000"),
+    tenant=TenantId("t"),
+    session=SessionToken("s"),
+    gateway=GatewayId("gw"),
+    model=MODEL,
+    model_name="m",
+    prompt_ids=(1, 2, 3),
+    sampling=Sampling(max_tokens=100),
+    presentation=Presentation(api="responses", user_text="hi"),
+    created_unix_ms=1,
+    deadline_unix_ms=2,
+)
+
+
+def chat(template: str) -> ChatTokenizer:
+    return ChatTokenizer(
+        byte_level(), template, {"bos_token": "<|begin_of_text|>", "eos_token": "<|im_end|>"}
+    )
+
+
+@pytest.fixture(params=["smollm2", "llama3", "sim"])
+def tokenizer(request: pytest.FixtureRequest, tmp_path: Path) -> ChatTokenizer:
+    if request.param == "sim":
+        folder, _ = write_tokenizer(tmp_path, 4096)
+        return ChatTokenizer.load(folder)
+    return chat({"smollm2": SMOLLM2, "llama3": LLAMA3}[request.param])
+
+
+def asking(*messages: ChatMessage, max_tokens: int = 10, given: bool = True) -> Generation:
+    sampling = Sampling(max_tokens=max_tokens)
+    return Generation("responses", TenantId("t"), "", messages, sampling, max_tokens_given=given)
+
+
+def user(text: str) -> ChatMessage:
+    return ChatMessage("user", text)
+
+
+def log_of(ids: list[int], end: Finished | Closed | Failed | None = None) -> LogReader:
+    reader = LogReader()
+    reader.feed(1, Started(attempt=1, worker=WorkerId("w")))
+    reader.feed(2, Tokens(fence=Fence(1), offset=0, ids=tuple(ids)))
+    usage = Usage(prompt_tokens=3, completion_tokens=len(ids))
+    finished = Finished(fence=Fence(1), total=len(ids), reason="stop", ids=tuple(ids), usage=usage)
+    reader.feed(3, end or finished)
+    return reader
+
+
+def take_turn(
+    tokenizer: ChatTokenizer, context: Context, question: str, answer_ids: list[int], rounds: int = 10
+) -> tuple[tuple[int, ...], bool, Context]:
+    built = build(tokenizer, MODEL, 4096, asking(user(question)), context, default_max_tokens=10)
+    text, messages = present((user(question),))
+    presentation = Presentation(api="responses", user_text=text, input=messages)
+    job = msgspec.structs.replace(JOB, prompt_ids=built.ids, presentation=presentation)
+    folded = fold(built.context, job, log_of(answer_ids), tokenizer.detokenizer, rounds=rounds)
+    assert folded is not None
+    return built.ids, built.extended, folded
+
+
+def test_turns_extend_the_ids_exactly(tokenizer: ChatTokenizer) -> None:
+    """With completions that no encoder would make: letter by letter, spaces around, half a character."""
+    spelled = [byte for word in (" He", "llo ", "wo") for c in word for byte in tokenizer.encode(c)]
+    half = tokenizer.encode("é")[:1] if len(tokenizer.encode("é")) > 1 else tokenizer.encode("x")
+    answers = [spelled, tokenizer.encode("你好")[:-1] + half, tokenizer.encode("\n done \n"), []]
+    context, before, answered = Context(), (), []
+    for question, answer in zip(["My name is Ada.", "Who am I?", "And now?", "Last?"], answers, strict=True):
+        ids, extended, context = take_turn(tokenizer, context, question, answer)
+        assert extended == bool(before)
+        assert ids[: len(before) + len(answered)] == (*before, *answered)
+        if before:
+            new = tokenizer.detokenizer.decode(ids[len(before) + len(answered) :])
+            assert question in new
+            assert "name" not in new
+        before, answered = ids, answer
+    assert [turn.said[0][1] for turn in context.turns] == [
+        "My name is Ada.",
+        "Who am I?",
+        "And now?",
+        "Last?",
+    ]
+
+
+def test_extension_of_plain_text_equals_a_rendering_from_scratch(tokenizer: ChatTokenizer) -> None:
+    context, history = Context(), []
+    for question, answer in [("Hello", "Hi there"), ("What?", "That."), ("Bye", "Bye")]:
+        ids, _, context = take_turn(tokenizer, context, question, tokenizer.encode(answer))
+        history.append(user(question))
+        assert tokenizer.encode(tokenizer.render(history)) == list(ids)
+        history.append(ChatMessage("assistant", answer))
+
+
+def test_a_template_that_rewrites_old_answers_is_rendered_again() -> None:
+    tokenizer = chat(THINKING)
+    _, _, context = take_turn(tokenizer, Context(), "2+2?", tokenizer.encode("<think>hm</think>\n4"))
+    ids, extended, context = take_turn(tokenizer, context, "sure?", tokenizer.encode("yes"))
+    assert not extended
+    assert "hm" not in tokenizer.detokenizer.decode(ids)
+    ids, extended, _ = take_turn(tokenizer, context, "really?", [])
+    assert extended  # the ids are the rewritten ones by now
+    assert "hm" not in tokenizer.detokenizer.decode(ids)
+
+
+def test_system_message_kept_and_changed(tokenizer: ChatTokenizer) -> None:
+    system = ChatMessage("system", "Be brief.")
+    text, messages = present((system, user("hello")))
+    first = build(tokenizer, MODEL, 4096, asking(system, user("hello")), Context(), default_max_tokens=10)
+    presentation = Presentation(api="responses", user_text=text, input=messages)
+    job = msgspec.structs.replace(JOB, prompt_ids=first.ids, presentation=presentation)
+    assert said_in(job) == (system, user("hello"))
+    context = fold(first.context, job, log_of(tokenizer.encode("hi")), tokenizer.detokenizer, rounds=10)
+    assert context is not None
+    assert context.system == "Be brief."
+    for same in ((user("again"),), (system, user("again"))):
+        built = build(tokenizer, MODEL, 4096, asking(*same), context, default_max_tokens=10)
+        assert built.extended
+    changed = ChatMessage("developer", "Be long.")
+    built = build(tokenizer, MODEL, 4096, asking(changed, user("again")), context, default_max_tokens=10)
+    assert not built.extended
+    text = tokenizer.detokenizer.decode(built.ids)
+    assert "Be long." in text
+    assert "Be brief." not in text
+    assert "hello" in text
+
+
+def test_another_model_is_rendered_from_text(tokenizer: ChatTokenizer) -> None:
+    _, _, context = take_turn(tokenizer, Context(), "hello", tokenizer.encode("hi"))
+    other = build(tokenizer, ModelToken("other"), 4096, asking(user("x")), context, default_max_tokens=10)
+    assert not other.extended
+    assert "hello" in tokenizer.detokenizer.decode(other.ids)
+
+
+def test_a_stop_string_cuts_the_ids_where_the_text_ends(tokenizer: ChatTokenizer) -> None:
+    answer = tokenizer.encode("fine thanks.\nUser: what")
+    presentation = Presentation(api="responses", user_text="how are you", stop=("\nUs",))
+    first = build(tokenizer, MODEL, 4096, asking(user("how are you")), Context(), default_max_tokens=10)
+    job = msgspec.structs.replace(JOB, prompt_ids=first.ids, presentation=presentation)
+    unclosed = log_of(answer)  # its gateway saw the stop string and died before it could close the log
+    unclosed.end = None
+    for log in (log_of(answer), unclosed):
+        context = fold(Context(), job, log, tokenizer.detokenizer, rounds=10)
+        assert context is not None
+        assert context.turns[0].answer == "fine thanks."
+        following = build(tokenizer, MODEL, 4096, asking(user("ok")), context, default_max_tokens=10)
+        assert following.extended
+        assert "User" not in tokenizer.detokenizer.decode(following.ids)
+        assert "fine thanks." in tokenizer.detokenizer.decode(following.ids)
+
+
+def test_oldest_rounds_are_dropped_whole(tokenizer: ChatTokenizer) -> None:
+    context = Context()
+    for n in range(5):
+        _, extended, context = take_turn(tokenizer, context, f"question {n}", tokenizer.encode("a"), rounds=3)
+        assert extended == (1 <= n <= 3)
+    assert [turn.said[0][1] for turn in context.turns] == ["question 2", "question 3", "question 4"]
+    assert context.ids == ()
+
+
+def test_rounds_that_do_not_fit_are_dropped_and_a_turn_that_does_not_is_refused(
+    tokenizer: ChatTokenizer,
+) -> None:
+    context = Context(turns=tuple(Turn((("user", f"number {n} " * 20),), "ok") for n in range(10)))
+    asked = asking(user("and now?"))
+    whole = build(tokenizer, MODEL, 10_000, asked, context, default_max_tokens=10)
+    assert len(whole.context.turns) == 10
+    fitted = build(tokenizer, MODEL, len(whole.ids), asked, context, default_max_tokens=10)
+    assert len(fitted.context.turns) == 9
+    assert len(fitted.ids) + 10 <= len(whole.ids)
+    with pytest.raises(HeadraceError, match="context_length_exceeded"):
+        build(tokenizer, MODEL, 20, asking(user("long " * 50)), Context(), default_max_tokens=10)
+
+
+def test_limits_tell_both_numbers() -> None:
+    assert fit(asking(user("x"), given=False), 90, 100, 512).max_tokens == 10
+    assert fit(asking(user("x"), given=False), 10, 1000, 512).max_tokens == 512
+    assert fit(asking(user("x"), max_tokens=10), 90, 100, 512).max_tokens == 10
+    with pytest.raises(HeadraceError, match=r"91 tokens .* 10 .* 101 .* 100"):
+        fit(asking(user("x"), max_tokens=10), 91, 100, 512)
+    with pytest.raises(HeadraceError, match=r"100 tokens .* 100"):
+        fit(asking(user("x"), given=False), 100, 100, 512)
+    with pytest.raises(HeadraceError, match="empty"):
+        fit(asking(user("x")), 0, 100, 512)
+
+
+@pytest.mark.parametrize(
+    ("end", "ids", "remembered"),
+    [
+        (Failed(fence=Fence(1), code="engine_failed", message="x"), "half an ans", False),
+        (Closed(reason="cancelled"), "half an ans", True),
+        (Closed(reason="cancelled"), "", False),
+        (Closed(reason="deadline"), "half", False),
+    ],
+)
+def test_what_is_remembered(end: Closed | Failed, ids: str, remembered: bool) -> None:
+    tokenizer = chat(SMOLLM2)
+    folded = fold(Context(), JOB, log_of(tokenizer.encode(ids), end), tokenizer.detokenizer, rounds=10)
+    assert (folded is not None) == remembered
+    if folded is not None:
+        assert folded.turns[0].answer == ids
+
+
+def test_a_refusal_of_the_template_is_the_clients_to_mend() -> None:
+    with pytest.raises(HeadraceError, match="System role not supported") as refused:
+        chat(STRICT).render([ChatMessage("developer", "x"), user("y")])
+    assert refused.value.code == "invalid_request"
+
+
+def test_files_of_a_tokenizer_folder(tmp_path: Path) -> None:
+    byte_level().save(str(tmp_path / "tokenizer.json"))
+    named = [
+        {"name": "tool_use", "template": "no"},
+        {"name": "default", "template": "{{ bos_token }}{{ messages[0].content }}"},
+    ]
+    settings = {"bos_token": {"content": "<|im_start|>"}, "chat_template": named}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert ChatTokenizer.load(tmp_path).render([user("x")]) == "<|im_start|>x"
+    (tmp_path / "chat_template.jinja").write_text(
+        "{% generation %}{{ messages | tojson }}{% endgeneration %}"
+    )
+    assert ChatTokenizer.load(tmp_path).render([user("é<")]) == '[{"role": "user", "content": "é<"}]'
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(HeadraceError, match="cannot be read"):
+        ChatTokenizer.load(tmp_path)
