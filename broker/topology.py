@@ -245,15 +245,29 @@ async def _patiently(step: Callable[[], Awaitable[None]]) -> None:
 
 
 async def _apply_stream(broker: Broker, want: StreamConfig) -> None:
-    payload = msgspec.json.encode(want)
+    have = await _stream_config(broker, want.name)
+    if have is None:
+        try:
+            payload = msgspec.json.encode(want)
+            await jetstream.call(broker, f"STREAM.CREATE.{want.name}", payload, _StreamInfo)
+        except ApiError as error:
+            if error.err_code != jetstream.STREAM_NAME_IN_USE:
+                raise _explained(want, error) from None
+            have = await _stream_config(broker, want.name)  # another process was first
+    if have is not None:
+        await _update_stream(broker, have, want)
+
+
+async def _stream_config(broker: Broker, name: str) -> dict[str, Any] | None:
     try:
-        await jetstream.call(broker, f"STREAM.CREATE.{want.name}", payload, _StreamInfo)
+        return (await jetstream.call(broker, f"STREAM.INFO.{name}", b"", _StreamInfo)).config
     except ApiError as error:
-        if error.err_code != jetstream.STREAM_NAME_IN_USE:
-            raise _explained(want, error) from None
-    else:
-        return
-    have = (await jetstream.call(broker, f"STREAM.INFO.{want.name}", b"", _StreamInfo)).config
+        if error.err_code != jetstream.STREAM_NOT_FOUND:
+            raise
+        return None
+
+
+async def _update_stream(broker: Broker, have: dict[str, Any], want: StreamConfig) -> None:
     wanted: dict[str, Any] = msgspec.to_builtins(want)
     for field in _MUST_MATCH:
         if _comparable(have.get(field, False)) != _comparable(wanted.get(field, False)):

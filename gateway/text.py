@@ -3,10 +3,10 @@
 After k tokens the released text is the longest complete UTF-8 decoding of ids[:k] that does not end in
 the beginning of a stop string. Special tokens make no text. Must not know logs or clients.
 
-Byte-level tokenizers (and the byte-fallback kind) are decoded from a table of each token's bytes: 0.35 us a
-token where ``tokenizers.DecodeStream`` takes 3.1 (measured together), whatever the ids. That is left for the
-other kinds: it decodes all it holds back at each step, so a model made to emit invalid bytes costs quadratic time
-(13 s for 4,000 tokens against 12 ms, measured), and on byte-fallback tokenizers it raises for some of them.
+Byte-level tokenizers (and the byte-fallback kind) are decoded from a table of each token's bytes: 0.35 us
+a token where ``tokenizers.DecodeStream`` takes 3.1 (measured together), whatever the ids. That is left for
+the other kinds: it decodes all it holds back at each step, so a model made to emit invalid bytes costs
+quadratic time (13 s for 4,000 tokens against 12 ms), and on byte-fallback tokenizers it raises for some.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def resolve(model: str, progress: Progress = lambda _what, _fraction: None) -> M
     Raises ``ModelError``.
     """
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    if model and folder.is_dir():
         return _local(folder.resolve())
     if model.lower() in _DEMO_ALIASES:
         return _demo(progress)

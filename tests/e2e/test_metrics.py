@@ -8,10 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.stack import Stack, wait_until
 
-HISTOGRAMS = {
-    "gateway": {"headrace_ttft_seconds", "headrace_itl_seconds", "headrace_e2e_seconds", "headrace_queue_wait_seconds"},
-    "worker": {"headrace_worker_queue_wait_seconds", "headrace_worker_ttft_seconds", "headrace_worker_itl_seconds"},
-}
+HISTOGRAMS = ("time_to_first_token", "inter_token_latency", "end_to_end_latency", "queue_wait")
 
 
 def samples(text: str) -> dict[tuple[str, str], float]:
@@ -32,19 +29,21 @@ def test_metrics_count_what_was_done(stack: Stack, kind: str) -> None:
         request = {"input": f"question {count}", "max_output_tokens": 20, "ignore_eos": True}
         assert httpx.post(f"{stack.url}/v1/responses", json=request, timeout=30).status_code == 200
 
-    prefix = "headrace_" if kind == "gateway" else "headrace_worker_"
+    prefix = f"headrace_{kind}"
 
     def grown(name: str, key: str = "") -> float:
         return samples(stack.metrics(kind)).get((name, key), 0) - before.get((name, key), 0)
 
-    outcome = "incomplete" if kind == "gateway" else "length"
-    wait_until(lambda: grown(f"{prefix}responses_total", outcome) == 5, timeout_s=10, what="5 responses counted")
-    assert grown(f"{prefix}output_tokens_total") == 100
-    assert grown(f"{prefix}prompt_tokens_total") > 5 * len("question 0")
-    for name in HISTOGRAMS[kind]:
-        assert grown(f"{name}_count") >= 5, name
-        buckets = [key for sample, key in samples(stack.metrics(kind)) if sample == f"{name}_bucket"]
+    def counted() -> bool:
+        return grown(f"{prefix}_requests_total", "incomplete") == 5
+
+    wait_until(counted, timeout_s=10, what="5 responses counted")
+    assert grown(f"{prefix}_completion_tokens_total") == 100
+    assert grown(f"{prefix}_prompt_tokens_total") > 5 * len("question 0")
+    for name in HISTOGRAMS:
+        assert grown(f"{prefix}_{name}_seconds_count") >= 5, name
+        buckets = [key for sample, key in samples(stack.metrics(kind)) if sample == f"{prefix}_{name}_seconds_bucket"]
         assert len(buckets) >= 12, name
     after = samples(stack.metrics(kind))
-    assert after[f"{prefix}running", ""] == 0
-    assert after[f"{prefix}waiting", ""] == 0
+    assert after[f"{prefix}_requests_running", ""] == 0
+    assert after[f"{prefix}_requests_waiting", ""] == 0

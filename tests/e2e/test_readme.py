@@ -41,7 +41,8 @@ async def test_the_javascript_client_shows_an_answer(stack: Stack, browser: Brow
     page = await browser.new_page()
     await page.goto(f"{stack.url}/healthz")  # same origin, nothing else on it
     await page.evaluate("document.body.replaceChildren()")
-    await page.evaluate(block("js").replace(ADDRESS, stack.url.removeprefix("http://")))
+    code = block("js").replace(ADDRESS, stack.url.removeprefix("http://"))
+    await page.evaluate(f"{code}\nundefined")  # or its last value, a function, would be called
     async with asyncio.timeout(30):
         while len((await page.inner_text("body")).split()) < 4:  # noqa: ASYNC110 - the page tells nothing
             await asyncio.sleep(0.05)

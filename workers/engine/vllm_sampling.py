@@ -8,8 +8,7 @@ imported only by ``vllm_params``; the rest is pure.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,10 @@ from workers.engine.base import EngineRequest, RequestEnd
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
+
+# Of a grammar in any form, or of all bad words. Grammars are compiled by a few threads of the engine core
+# that no abort frees, and all others wait behind: a list of choices of 600 KB took more than 40 s.
+MAX_TEXT_BYTES = 64 << 10
 
 _encoder = msgspec.msgpack.Encoder()
 _sampling = msgspec.msgpack.Decoder(Sampling)
@@ -47,7 +50,7 @@ def admit(request: EngineRequest, limits: Limits) -> Admitted | RequestEnd:
     """Check a request against the model. A ``RequestEnd`` refuses it, or says that it is over already."""
     try:
         # Once through the codec and back: types and bounds hold even for values made in this process,
-        # which msgspec does not check when it constructs them (3 us).
+        # which msgspec does not check when it constructs them (3 us). No bound admits NaN or infinity.
         sampling = _sampling.decode(_encoder.encode(request.sampling))
     except (msgspec.MsgspecError, TypeError, OverflowError) as error:
         return _refused(f"Invalid sampling parameters: {error}")
@@ -101,21 +104,19 @@ def _mistyped(request: EngineRequest) -> str:
 
 def _unusable(sampling: Sampling) -> str:
     """Combinations and values that the types allow and an engine cannot take; empty if none."""
-    if not all(map(math.isfinite, _floats(sampling))):
-        return "A sampling parameter is not a finite number."
     if sampling.min_tokens > sampling.max_tokens:
         return f"min_tokens ({sampling.min_tokens}) is greater than max_tokens ({sampling.max_tokens})."
     if sampling.allowed_token_ids is not None and not sampling.allowed_token_ids:
         return "allowed_token_ids is empty: leave it out to allow all."
+    if sum(len(word.encode()) for word in sampling.bad_words) > MAX_TEXT_BYTES:
+        return f"bad_words are longer than {MAX_TEXT_BYTES} bytes together."
     structured = sampling.structured
-    if structured is not None and sum(map(bool, msgspec.structs.astuple(structured))) != 1:
-        return "structured output needs exactly one of json_schema, json_object, regex, choice, grammar."
+    if structured is not None:
+        if sum(map(bool, msgspec.structs.astuple(structured))) != 1:
+            return "Structured output needs exactly one of json_schema, json_object, regex, choice, grammar."
+        if len(_encoder.encode(structured)) > MAX_TEXT_BYTES:
+            return f"The structure asked for is longer than {MAX_TEXT_BYTES} bytes."
     return ""
-
-
-def _floats(sampling: Sampling) -> Iterable[float]:
-    yield from (value for value in msgspec.structs.astuple(sampling) if isinstance(value, float))
-    yield from (sampling.logit_bias or {}).values()
 
 
 def _foreign_id(request: EngineRequest, sampling: Sampling, vocab_size: int) -> str:
