@@ -190,7 +190,11 @@ class _ByteDecoding:
         if not self._slow and isinstance(piece, str):
             return piece
         text = self._decoder.decode(piece.encode() if isinstance(piece, str) else piece)
-        self.is_open = bool(self._decoder.getstate()[0])
+        held = self._decoder.getstate()[0]
+        if held >= b"\xed\xa0" and held[0] == 0xED:  # a surrogate: Python waits for its end, which is none
+            text += self._decoder.decode(b"", final=True)
+            held = b""
+        self.is_open = bool(held)
         return self._stripped(text)
 
     def finish(self) -> str:

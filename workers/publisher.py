@@ -63,7 +63,7 @@ class Publisher:
         outlet.open = False
         self._outlets.discard(outlet)
         self._marked.pop(outlet, None)
-        self._count(outlet, outlet.writer.total, self._clock())
+        self._completion_tokens.inc(self._count(outlet, outlet.writer.total, self._clock()))
 
     def mark(self, outlet: Outlet) -> None:
         """Its writer has new tokens. Cheap: called for every request of every engine step."""
@@ -97,6 +97,7 @@ class Publisher:
     async def _send(self, marked: dict[Outlet, None], confirmations: asyncio.TaskGroup) -> None:
         now_s = self._clock()
         asked = False
+        sent = 0
         for outlet in marked:
             tokens = outlet.writer.take() if outlet.open else None
             if tokens is None:
@@ -107,7 +108,8 @@ class Publisher:
                 confirmations.create_task(self._confirm(outlet, tokens), name="confirm-tokens")
             else:
                 await outlet.log.send_tokens(tokens)
-            self._count(outlet, tokens.offset + len(tokens.ids), now_s)
+            sent += self._count(outlet, tokens.offset + len(tokens.ids), now_s)
+        self._completion_tokens.inc(sent)
         if asked:  # a new task runs up to its publish before this one goes on, so no later tokens overtake it
             await asyncio.sleep(0)
 
@@ -120,10 +122,11 @@ class Publisher:
             outlet.writer.rewind()
             self.mark(outlet)
 
-    def _count(self, outlet: Outlet, end_offset: int, now_s: float) -> None:
+    def _count(self, outlet: Outlet, end_offset: int, now_s: float) -> int:
+        """Times of the tokens up to ``end_offset``; returns how many are news."""
         tokens = end_offset - outlet.counted
         if tokens <= 0:
-            return  # sent again
+            return 0  # sent again
         waited_s = now_s - outlet.sent_s
         outlet.sent_s = now_s
         outlet.counted = end_offset
@@ -133,7 +136,7 @@ class Publisher:
         else:
             for _ in range(tokens):
                 self._inter_token_s.observe(waited_s / tokens)
-        self._completion_tokens.inc(tokens)
+        return tokens
 
     def _reconnected(self) -> None:
         """What was on the wire may be lost: send everything that is not confirmed again."""

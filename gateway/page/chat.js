@@ -14,9 +14,14 @@ const newId = (prefix) => {
   return prefix + Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("")
 }
 
+// Errors to a cancel carry its event_id, and are no news: the response is over, or unknown by now.
+const CANCEL = "cancel"
+const cancelOf = (responseId) => ({ type: "response.cancel", event_id: CANCEL, response_id: responseId })
+
 const newAnswer = (question, model) => ({
   role: "assistant",
   id: newId("lane_"), // the protocol's stream_id: every event and error of this answer carries it
+  responseId: null,
   question,
   model,
   phase: "sent",
@@ -34,7 +39,6 @@ export class Chat {
   turns = []
   active = null // the answer under way
   #abandoned = new Set() // ids of answers dropped before the server had named their responses
-  #responseId = null
   #stopRequested = false
   #sentMs = 0
   #firstMs = 0
@@ -63,7 +67,6 @@ export class Chat {
   #begin(text, model, nowMs) {
     this.active = newAnswer(text, model)
     this.turns.push(this.active)
-    this.#responseId = null
     this.#stopRequested = false
     this.#sentMs = nowMs
     this.#firstMs = 0
@@ -82,11 +85,23 @@ export class Chat {
   /** A new, empty conversation. Returns the event to send for an answer still under way, or null. */
   reset() {
     const cancel = this.stop()
-    if (this.active !== null && this.#responseId === null) this.#abandoned.add(this.active.id)
+    if (this.active?.responseId === null) this.#abandoned.add(this.active.id)
     this.conversation = newId("conv_")
     this.turns = []
     this.active = null
     this.#stopRequested = false
+    return cancel
+  }
+
+  /**
+   * There is a new connection. The server goes on with an answer whose connection was lost, and no other
+   * turn of its conversation may begin meanwhile. Returns the event to send, or null.
+   */
+  connected() {
+    const last = this.turns.at(-1)
+    if (last?.phase !== "interrupted" || last.responseId === null) return null
+    const cancel = cancelOf(last.responseId)
+    last.responseId = null
     return cancel
   }
 
@@ -110,7 +125,7 @@ export class Chat {
         this.#end("failed")
         return nothing
       case "response.created":
-        this.#responseId = event.response.id
+        answer.responseId = event.response.id
         return { ...nothing, reply: this.#stopRequested ? this.#cancel() : null }
       case "response.queued":
         answer.phase = "queued"
@@ -144,15 +159,16 @@ export class Chat {
   }
 
   #cancel() {
-    return this.#responseId === null ? null : { type: "response.cancel", response_id: this.#responseId }
+    return this.active.responseId === null ? null : cancelOf(this.active.responseId)
   }
 
   /** An event that is not of the answer under way: of the connection as a whole, or of a dropped answer. */
   #stray(event) {
     if (event.type === "response.created" && this.#abandoned.delete(event.stream_id)) {
-      return { reply: { type: "response.cancel", response_id: event.response.id } }
+      return { reply: cancelOf(event.response.id) }
     }
-    return event.type === "error" && event.stream_id === undefined ? { notice: event.error } : {}
+    const ofNoAnswer = event.stream_id === undefined && event.event_id !== CANCEL
+    return event.type === "error" && ofNoAnswer ? { notice: event.error } : {}
   }
 
   #end(phase, event) {

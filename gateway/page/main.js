@@ -54,7 +54,10 @@ function connectionChanged(state) {
   if (state.name !== "connected") chat.lost()
   view.drawConnection(state)
   clearTimeout(modelsTimer)
-  if (state.name === "connected") loadModels()
+  if (state.name === "connected") {
+    send(chat.connected())
+    loadModels()
+  }
   draw()
 }
 

@@ -4,6 +4,7 @@ program (``python -m tests.e2e.engine_run FOLDER``) it starts an engine, says so
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ class EngineRun:
     def __init__(self, engine: VllmEngine) -> None:
         self.engine = engine
         self.info: EngineInfo
+        self.core: int  # process id of the engine core
         self.steps: list[list[Delta]] = []
         self.ids: dict[ResponseId, list[int]] = {}
         self.logprobs: dict[ResponseId, list[TokenLogprobs]] = {}
@@ -28,7 +30,9 @@ class EngineRun:
         self._count = 0
 
     async def start(self) -> EngineRun:
+        others = cores()
         self.info = await self.engine.start(self.on_step)
+        [self.core] = cores() - others
         return self
 
     def on_step(self, deltas: list[Delta]) -> None:
@@ -79,6 +83,11 @@ async def _stay(folder: str) -> None:
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     await run.engine.failed()
+
+
+def cores() -> set[int]:
+    """The processes that engines of this process have started."""
+    return {process.pid for process in multiprocessing.active_children() if process.pid is not None}
 
 
 def children(pid: int) -> set[int]:

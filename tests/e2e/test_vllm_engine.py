@@ -7,7 +7,6 @@ engine ends it, so that a start is paid for once.
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
 import signal
 import sys
@@ -21,7 +20,7 @@ import pytest_asyncio
 
 from schemas.sampling import Sampling, StructuredOutput
 from tests.e2e import tiny_model
-from tests.e2e.engine_run import EngineRun, alive, children
+from tests.e2e.engine_run import EngineRun, alive, children, cores
 from workers.engine.base import EngineDead
 from workers.engine.vllm import VllmEngine
 from workers.models import resolve
@@ -42,6 +41,10 @@ def greedy(max_tokens: int, **more: Any) -> Sampling:
     return Sampling(max_tokens=max_tokens, temperature=0, **more)
 
 
+def shaped(**structure: Any) -> Sampling:
+    return greedy(4, structured=StructuredOutput(**structure))
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model.build(tmp_path_factory.mktemp("tiny"))
@@ -54,10 +57,6 @@ async def run(tiny: Path) -> AsyncIterator[EngineRun]:
         yield await EngineRun(engine).start()
     finally:
         await engine.close()
-
-
-def cores() -> list[int]:
-    return [process.pid for process in multiprocessing.active_children() if process.pid is not None]
 
 
 # -- what it makes ----------------------------------------------------------------------------------
@@ -228,37 +227,14 @@ BAD: list[tuple[str, list[Any], Sampling, str]] = [
     ("minimum above maximum", PROMPT, greedy(4, min_tokens=5), "engine_rejected"),
     ("nothing allowed", PROMPT, greedy(4, allowed_token_ids=()), "engine_rejected"),
     ("empty bad word", PROMPT, greedy(4, bad_words=("",)), "engine_rejected"),
-    (
-        "broken schema",
-        PROMPT,
-        greedy(4, structured=StructuredOutput(json_schema='{"type": ')),
-        "engine_rejected",
-    ),
-    (
-        "unknown type",
-        PROMPT,
-        greedy(4, structured=StructuredOutput(json_schema='{"type": 5}')),
-        "engine_rejected",
-    ),
-    (
-        "broken grammar",
-        PROMPT,
-        greedy(4, structured=StructuredOutput(grammar="root ::= (")),
-        "engine_rejected",
-    ),
-    ("broken regex", PROMPT, greedy(4, structured=StructuredOutput(regex="(((")), "engine_rejected"),
-    (
-        "two structures",
-        PROMPT,
-        greedy(4, structured=StructuredOutput(regex="a", json_object=True)),
-        "engine_rejected",
-    ),
-    (
-        "deep schema",
-        PROMPT,
-        greedy(4, structured=StructuredOutput(json_schema="[" * 9000)),
-        "engine_rejected",
-    ),
+    ("broken schema", PROMPT, shaped(json_schema='{"type": '), "engine_rejected"),
+    ("unknown type", PROMPT, shaped(json_schema='{"type": 5}'), "engine_rejected"),
+    ("deep schema", PROMPT, shaped(json_schema="[" * 9000), "engine_rejected"),
+    ("broken grammar", PROMPT, shaped(grammar="root ::= ("), "engine_rejected"),
+    ("grammar without end", PROMPT, shaped(grammar="root ::= other"), "engine_rejected"),
+    ("broken regex", PROMPT, shaped(regex="((("), "engine_rejected"),
+    ("two structures", PROMPT, shaped(regex="a", json_object=True), "engine_rejected"),
+    ("long choice", PROMPT, shaped(choice=("x" * 70_000,)), "engine_rejected"),
 ]
 
 
@@ -313,25 +289,23 @@ async def test_a_configuration_that_vllm_refuses(tiny: Path) -> None:
 
 async def test_a_core_that_stands_still_is_noticed_and_ended(run: EngineRun) -> None:
     """The last test of the shared engine."""
-    [core] = cores()
     running = run.submit(PROMPT, greedy(900, ignore_eos=True))
     await run.until(lambda: bool(run.ids.get(running)))
-    os.kill(core, signal.SIGSTOP)
+    os.kill(run.core, signal.SIGSTOP)
     with pytest.raises(EngineDead, match="hangs: 1 requests inside"):
         async with asyncio.timeout(30):
             await run.engine.failed()
     await run.engine.close()
-    assert not alive(core)
-    assert cores() == []
+    assert not alive(run.core)
 
 
 async def test_a_start_that_is_given_up_leaves_no_process(tiny: Path) -> None:
-    engine = VllmEngine(resolve(str(tiny)), table=SMALL)
+    engine, others = VllmEngine(resolve(str(tiny)), table=SMALL), cores()
     starting = asyncio.create_task(EngineRun(engine).start())
     async with asyncio.timeout(100):
-        while not cores():
+        while cores() == others:
             await asyncio.sleep(0.05)
-    [core] = cores()
+    [core] = cores() - others
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
@@ -342,14 +316,14 @@ async def test_a_start_that_is_given_up_leaves_no_process(tiny: Path) -> None:
 async def test_the_canary_finds_an_idle_core_that_stands_still(tiny: Path) -> None:
     engine = VllmEngine(resolve(str(tiny)), table=SMALL, hang_timeout_s=2, canary_interval_s=0.5)
     try:
-        await EngineRun(engine).start()
-        os.kill(cores()[0], signal.SIGSTOP)
+        run = await EngineRun(engine).start()
+        os.kill(run.core, signal.SIGSTOP)
         with pytest.raises(EngineDead, match="canary had no token"):
             async with asyncio.timeout(30):
                 await engine.failed()
     finally:
         await engine.close()
-    assert cores() == []
+    assert not alive(run.core)
 
 
 async def test_a_killed_worker_takes_its_engine_core_along(tiny: Path) -> None:
@@ -401,13 +375,12 @@ async def test_the_demo_model_answers(smollm2: EngineRun) -> None:
 
 async def test_a_killed_core_is_told_at_once(smollm2: EngineRun) -> None:
     """The last test of this engine."""
-    [core] = cores()
     running = smollm2.submit(PROMPT, greedy(900, ignore_eos=True))
     await smollm2.until(lambda: bool(smollm2.ids.get(running)))
-    os.kill(core, signal.SIGKILL)
+    os.kill(smollm2.core, signal.SIGKILL)
     with pytest.raises(EngineDead, match="core died"):
         async with asyncio.timeout(1.5):
             await smollm2.engine.failed()
     assert running not in smollm2.ends  # another worker ends it
     await smollm2.engine.close()
-    assert cores() == []
+    assert not alive(smollm2.core)

@@ -184,13 +184,13 @@ async def test_rounds_and_time_to_live(
     async with edge(config, tmp_path) as here, worker(config):
         await until(lambda: here.pipeline.ready()[0])
         for n in range(4):
-            live = await here.pipeline.submit(ask(f"turn {n}", conversation="c7", min_tokens=2))
+            live = await here.pipeline.submit(ask(f"turn {n}", conversation="zebra", min_tokens=2))
             await finish(live)
         text = await said(here, live)
         assert [f"turn {n}" in text for n in range(4)] == [False, True, True, True]
         await here.remembered()
         redis = connect_redis(config.redis)
         keys = [key async for key in redis.scan_iter("hr:*")]
-        assert not [key for key in keys if b"c7" in key or b"local" in key]
+        assert not [key for key in keys if b"zebra" in key or b"local" in key]
         assert [590 < await redis.ttl(key) <= 600 for key in keys] == [True] * 5  # the name, four responses
         await redis.aclose()

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.cursor import cursor
@@ -97,7 +97,7 @@ def ids_of(text: str) -> list[int]:
     return byte_level().encode(text).ids
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.text(max_size=40),
     st.lists(st.integers(1, 7), min_size=60, max_size=90),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import chain
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -65,8 +65,9 @@ def expected(full: str, stop: list[str]) -> str:
     return full
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(completions)
+@example([RAW[b"\xed"], RAW[b"\xa1"], RAW[b"\x80"]])  # a surrogate
 def test_released_is_the_longest_complete_decoding(ids: list[int]) -> None:
     stream, released = TextStream(BYTES), ""
     for k, id_ in enumerate(ids, start=1):
@@ -75,7 +76,7 @@ def test_released_is_the_longest_complete_decoding(ids: list[int]) -> None:
     assert released + stream.finish() == scratch(byte_level(), ids)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(completions, stops)
 def test_stop_strings_by_definition(ids: list[int], stop: list[str]) -> None:
     stream, released = TextStream(BYTES, stop), ""
@@ -95,7 +96,7 @@ def test_stop_strings_by_definition(ids: list[int], stop: list[str]) -> None:
     assert released + stream.finish() == (full[: min(found)] if found else full)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(completions, stops)
 def test_kept_tokens_and_tail_spell_the_text(ids: list[int], stop: list[str]) -> None:
     done = complete(BYTES, ids, stop)
