@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from redis.asyncio import BlockingConnectionPool
 from redis.asyncio import Redis as Client
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from schemas.config import Redis
 
-MAX_CONNECTIONS = 64  # more commands than this at once fail, and count as Redis not answering
+MAX_CONNECTIONS = 32  # a command that finds all of them busy waits for one, ``timeout_s`` at most
 HEALTH_CHECK_S = 15
 
 
 def connect_redis(config: Redis) -> Client:
-    """No connection is made yet. Commands answer bytes, and raise ``redis.RedisError`` within about twice
-    ``timeout_s``: a pooled connection that a restart has cut is replaced once, then it is an error."""
-    return Client.from_url(
+    """No connection is made yet. Commands answer bytes, and raise ``redis.RedisError`` within about three
+    times ``timeout_s``: a pooled connection that a restart has cut is replaced once, then it is an error."""
+    pool = BlockingConnectionPool.from_url(
         config.url,
+        timeout=config.timeout_s,
         decode_responses=False,
         socket_timeout=config.timeout_s,
         socket_connect_timeout=config.timeout_s,
@@ -25,3 +27,4 @@ def connect_redis(config: Redis) -> Client:
         max_connections=MAX_CONNECTIONS,
         retry=Retry(NoBackoff(), 1),
     )
+    return Client.from_pool(pool)

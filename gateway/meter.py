@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from broker.metrics import GATEWAY
 from gateway.generation import Ended
+from schemas.reply import Timings
 
 
 class Meter:
@@ -45,9 +46,12 @@ class Meter:
         (self._model.running if self._started else self._model.waiting).dec()
         self._model.end_to_end_s.observe(max(0.0, time.time() - self._received_s))
         self._model.prompt_tokens.inc(end.usage.prompt_tokens)
-        if end.timings.queue_ms:
+        if end.timings != _UNKNOWN:
             self._model.queue_wait_s.observe(end.timings.queue_ms / 1000)
         GATEWAY.requests.labels(model=self._model.name, outcome=end.outcome).inc()
+
+
+_UNKNOWN = Timings()  # no worker has told any
 
 
 def refused(model: str) -> None:

@@ -110,7 +110,7 @@ async def test_two_hundred_conversations(wide_stack: Stack, tokenizer: PreTraine
             check_order(turn)
             messages.append({"role": "user", "content": turn.question})
             rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            assert tokenizer.decode(job.prompt_ids) == rendered, "the prompt holds the earlier turns"
+            assert tokenizer.decode(job.prompt_ids) == rendered, turn.response
             messages.append({"role": "assistant", "content": turn.text})
         first, second = (jobs[turn.response["id"]][0].prompt_ids for turn in turns)
         spoken = jobs[turns[0].response["id"]][1]

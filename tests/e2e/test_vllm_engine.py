@@ -7,11 +7,13 @@ engine ends it, so that a start is paid for once.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+import warnings
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,15 @@ def greedy(max_tokens: int, **more: Any) -> Sampling:
 
 def shaped(**structure: Any) -> Sampling:
     return greedy(4, structured=StructuredOutput(**structure))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _contexts_end_here() -> Iterator[None]:
+    """vLLM leaves its ZeroMQ contexts to the garbage collector, which complains about each."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture(scope="module")

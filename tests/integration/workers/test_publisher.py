@@ -91,6 +91,8 @@ async def test_a_broker_that_dies_and_comes_back_gets_everything(
         for token in range(600):
             outlet.writer.append((token,))
             publisher.mark(outlet)
+            if token == 100:
+                nats_server.pause()  # what is sent from here on stays in the socket, and dies with the server
             if token == 200:
                 nats_server.kill()
             if token == 400:
