@@ -9,16 +9,17 @@ from redis.backoff import NoBackoff
 
 from schemas.config import Redis
 
-MAX_CONNECTIONS = 32  # a command that finds all of them busy waits for one, ``timeout_s`` at most
+MAX_CONNECTIONS = 128
+POOL_WAIT_S = 5.0  # for a free one: a burst of requests is no reason to go on without memory
 HEALTH_CHECK_S = 15
 
 
 def connect_redis(config: Redis) -> Client:
-    """No connection is made yet. Commands answer bytes, and raise ``redis.RedisError`` within about three
-    times ``timeout_s``: a pooled connection that a restart has cut is replaced once, then it is an error."""
+    """No connection is made yet. Commands answer bytes, and raise ``redis.RedisError`` within about twice
+    ``timeout_s``: a pooled connection that a restart has cut is replaced once, then it is an error."""
     pool = BlockingConnectionPool.from_url(
         config.url,
-        timeout=config.timeout_s,
+        timeout=POOL_WAIT_S,
         decode_responses=False,
         socket_timeout=config.timeout_s,
         socket_connect_timeout=config.timeout_s,

@@ -75,7 +75,12 @@ class ReplySubject:
 def parse_reply(subject: str) -> ReplySubject:
     """The parts of a subject below ``hr.reply.`` or ``hr.live.``. Raises ``ValueError`` on any other."""
     tokens = subject.split(".")
-    if len(tokens) != 6 or tokens[0] != "hr" or tokens[1] not in ("reply", "live") or tokens[5] not in ("t", "f"):
+    if (
+        len(tokens) != 6
+        or tokens[0] != "hr"
+        or tokens[1] not in ("reply", "live")
+        or tokens[5] not in ("t", "f")
+    ):
         raise ValueError(f"not a reply subject: {subject}")
     part: Part = "t" if tokens[5] == "t" else "f"
     return ReplySubject(GatewayId(tokens[2]), ResponseId(tokens[3]), SessionToken(tokens[4]), part)

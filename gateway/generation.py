@@ -60,7 +60,7 @@ class Started:
 @dataclass(frozen=True, slots=True)
 class Text:
     """Text released by tokens ``first_token …< end_token`` (positions in the completion, from 0).
-    ``end_token`` makes the cursor: see ``gateway/cursor.py``. May be empty when only ``logprobs`` are news."""
+    ``end_token`` makes the cursor: see ``gateway/cursor.py``. Empty when only ``logprobs`` are news."""
 
     text: str
     first_token: int
@@ -79,7 +79,7 @@ class Ended:
     reason: FinishReason | Literal["cancelled", "deadline"] | None = None
     code: str | None = None
     message: str = ""
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
     timings: Timings = field(default_factory=Timings)
     edge_ms: float = 0.0
     ttft_ms: float | None = None

@@ -10,9 +10,9 @@ from broker.cache import connect_redis
 from broker.connection import Broker
 from broker.process import Shutdown, run_process
 from broker.settings import ConfigError
-from gateway.app import build
-from gateway.front import Front
-from gateway.guard import is_loopback
+from gateway.api.app import build
+from gateway.api.front import Front
+from gateway.api.guard import is_loopback
 from gateway.pipeline import Pipeline
 from gateway.server import listen, make_server, raise_file_limit
 from schemas.config import Config

@@ -46,7 +46,7 @@ class Security(_Section, frozen=True):
     """``secret`` keys every HMAC (session tokens, cache salts): the same on all gateways, at least 16
     characters. Empty: a random one for this process, which only a single gateway can live with."""
 
-    secret: str = ""
+    secret: Annotated[str, Meta(pattern=r"^$|^.{16,}$")] = ""
 
 
 class Gateway(_Section, frozen=True):

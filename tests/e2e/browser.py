@@ -32,8 +32,8 @@ PHONE = {"width": 390, "height": 844}
 
 
 def find_chromium() -> str:
-    """Its path: ``HEADRACE_CHROMIUM``, the one ``tests/install-browser`` unpacked, or one on PATH."""
-    named = os.environ.get("HEADRACE_CHROMIUM")
+    """Its path: ``CHROMIUM_PATH``, the one ``tests/install-browser`` unpacked, or one on PATH."""
+    named = os.environ.get("CHROMIUM_PATH")
     if named:
         return named
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

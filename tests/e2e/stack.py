@@ -132,7 +132,7 @@ class Stack:
         return part
 
     def stop(self, *, timeout_s: float = 40) -> int:
-        """Ctrl-C; returns the exit code. What is still there after the limit is killed, and that is an error."""
+        """Ctrl-C; returns the exit code. Not stopped within the limit is an error."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
         try:

@@ -94,7 +94,9 @@ async def test_websocket_refuses_and_lives_on(
     assert (await socket.answer())["response"]["usage"]["output_tokens"] == 4
 
 
-@pytest.mark.parametrize(("size", "code"), [(1 << 20, "payload_too_large"), (200_000, "context_length_exceeded")])
+@pytest.mark.parametrize(
+    ("size", "code"), [(1 << 20, "payload_too_large"), (200_000, "context_length_exceeded")]
+)
 async def test_websocket_refuses_what_is_too_long(socket: Socket, size: int, code: str) -> None:
     error = await socket.error({**GOOD, "input": "x" * size})
     assert error["code"] == code
@@ -116,9 +118,10 @@ async def test_a_text_frame_that_is_not_utf8_ends_the_connection_as_rfc_6455_say
 async def test_a_frame_beyond_the_protocol_limit_closes_1009(stack: Stack) -> None:
     url = stack.url.replace("http", "ws", 1) + "/v1/responses"
     async with websockets.connect(url, max_size=None) as connection:
+        sending = asyncio.create_task(connection.send("x" * (17 << 20)), name="a long frame")
         with pytest.raises(websockets.ConnectionClosedError) as closed:
-            await connection.send("x" * (17 << 20))
             await asyncio.wait_for(connection.recv(), 20)
+        await asyncio.wait({sending})
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1009
     assert is_ready(stack.url)
@@ -127,7 +130,14 @@ async def test_a_frame_beyond_the_protocol_limit_closes_1009(stack: Stack) -> No
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/chat/completions", "/chat"])
 @pytest.mark.parametrize(
     ("body", "status"),
-    [(b"{", 400), (b"\xff", 400), (b"[]", 400), (b"{}", 400), (b'{"nonsense":1}', 400), (b"x" * (2 << 20), 413)],
+    [
+        (b"{", 400),
+        (b"\xff", 400),
+        (b"[]", 400),
+        (b"{}", 400),
+        (b'{"nonsense":1}', 400),
+        (b"x" * (2 << 20), 413),
+    ],
 )
 async def test_http_refuses_in_openais_shape(stack: Stack, path: str, body: bytes, status: int) -> None:
     async with httpx.AsyncClient(base_url=stack.url) as client:
@@ -154,7 +164,8 @@ async def test_a_job_that_is_no_job_is_buried_and_the_worker_lives_on(stack: Sta
     client = await nats.connect(stack.nats_url)
     try:
         buried = await client.subscribe("hr.dead.>")
-        model = httpx.get(f"{stack.url}/v1/models").json()["data"][0]["token"]
+        async with httpx.AsyncClient(base_url=stack.url) as http:
+            model = (await http.get("/v1/models")).json()["data"][0]["token"]
         await client.jetstream().publish(
             f"hr.job.{model}.interactive.fair.resp_01JD0000000000000000000000", b"\xc1 not a job"
         )

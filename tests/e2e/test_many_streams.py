@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,7 +42,9 @@ class Turn:
 
     @property
     def text(self) -> str:
-        return "".join(event["delta"] for event in self.events if event["type"] == "response.output_text.delta")
+        return "".join(
+            event["delta"] for event in self.events if event["type"] == "response.output_text.delta"
+        )
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,9 @@ def test_metrics_count_what_was_done(stack: Stack, kind: str) -> None:
     assert grown(f"{prefix}_prompt_tokens_total") > 5 * len("question 0")
     for name in HISTOGRAMS:
         assert grown(f"{prefix}_{name}_seconds_count") >= 5, name
-        buckets = [key for sample, key in samples(stack.metrics(kind)) if sample == f"{prefix}_{name}_seconds_bucket"]
+        buckets = [
+            key for sample, key in samples(stack.metrics(kind)) if sample == f"{prefix}_{name}_seconds_bucket"
+        ]
         assert len(buckets) >= 12, name
     after = samples(stack.metrics(kind))
     assert after[f"{prefix}_requests_running", ""] == 0

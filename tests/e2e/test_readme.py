@@ -44,7 +44,7 @@ async def test_the_javascript_client_shows_an_answer(stack: Stack, browser: Brow
     code = block("js").replace(ADDRESS, stack.url.removeprefix("http://"))
     await page.evaluate(f"{code}\nundefined")  # or its last value, a function, would be called
     async with asyncio.timeout(30):
-        while len((await page.inner_text("body")).split()) < 4:  # noqa: ASYNC110 - the page tells nothing
+        while len((await page.inner_text("body")).split()) < 4:
             await asyncio.sleep(0.05)
     await page.close()
 

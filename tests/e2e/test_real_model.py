@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 from openai import AsyncOpenAI
-from playwright.async_api import Browser
 
 from tests.e2e.stack import Stack
 
@@ -121,16 +119,3 @@ async def test_sixteen_at_once_answer_as_one_alone(client: AsyncOpenAI) -> None:
     alone = [await answer(question) for question in questions]
     together = await asyncio.gather(*(answer(question) for question in questions * 4))
     assert together == alone * 4
-
-
-async def test_the_page_chats_with_the_real_model(
-    real_stack: Stack, browser: Browser, artifacts: Path
-) -> None:
-    page = await browser.new_page(viewport={"width": 1100, "height": 800})
-    await page.goto(real_stack.url)
-    box = page.get_by_role("textbox")
-    await box.fill(CAPITAL)
-    await box.press("Enter")
-    await page.get_by_text("Paris").first.wait_for(timeout=60_000)
-    await page.screenshot(path=artifacts / "page-real-model.png")
-    await page.close()

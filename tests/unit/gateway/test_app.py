@@ -14,8 +14,8 @@ import pytest
 
 import gateway
 from broker.settings import ConfigError
-from gateway.app import build
-from gateway.front import Front
+from gateway.api.app import build
+from gateway.api.front import Front
 from gateway.main import refuse_open_host
 from gateway.pipeline import Pipeline
 from schemas.config import Config, Gateway

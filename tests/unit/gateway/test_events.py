@@ -14,11 +14,11 @@ from openai.types import responses as sdk
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
 
-from gateway.chat_events import DONE, ChatChunks, completion
+from gateway.api.chat_events import DONE, ChatChunks, completion
+from gateway.api.responses_events import Event, ResponseEvents, seen_tokens
+from gateway.api.responses_object import Echo, Head, OutputText, Response, head
+from gateway.api.token_logprobs import Spelling
 from gateway.generation import ChatMessage, Ended, Generation, Started, Text, Update
-from gateway.responses_events import Event, ResponseEvents, seen_tokens
-from gateway.responses_object import Echo, Head, OutputText, Response, head
-from gateway.token_logprobs import Spelling
 from schemas.errors import HeadraceError
 from schemas.ids import TenantId, new_response_id
 from schemas.reply import Timings, TokenLogprobs, Usage

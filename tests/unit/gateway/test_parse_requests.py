@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from gateway.api.parse_chat import chat_generation, parse_chat, parse_question, question_generation
+from gateway.api.parse_json import decode_object
+from gateway.api.parse_responses import parse_create, to_generation
 from gateway.generation import ChatMessage, Generation
-from gateway.parse_chat import chat_generation, parse_chat, parse_question, question_generation
-from gateway.parse_json import decode_object
-from gateway.parse_responses import parse_create, to_generation
 from schemas.config import Gateway
 from schemas.errors import HeadraceError
 from schemas.ids import TenantId, new_response_id

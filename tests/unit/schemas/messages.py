@@ -101,13 +101,15 @@ MESSAGES: dict[str, Message] = {
         version="0.1.0",
     ),
     "started": Started(
-        attempt=2, worker=WorkerId("wk-1"), ack_subject="$JS.ACK.x", delivered=3, pulled_unix_ms=1_700_000_000_001
+        attempt=2,
+        worker=WorkerId("wk-1"),
+        ack_subject="$JS.ACK.x",
+        delivered=3,
+        pulled_unix_ms=1_700_000_000_001,
     ),
     "handoff": Handoff(fence=Fence(17)),
     "joined": Joined(leader=RESPONSE),
-    "closed": Closed(
-        reason="stop", code="cancelled", message="m", total=2, ids=(11, 12), usage=USAGE
-    ),
+    "closed": Closed(reason="stop", code="cancelled", message="m", total=2, ids=(11, 12), usage=USAGE),
     "tokens": Tokens(fence=Fence(17), offset=1, ids=(11, 12), logprobs=LOGPROBS),
     "finished": Finished(
         fence=Fence(17),

@@ -18,7 +18,15 @@ def test_response_ids_are_unique_and_parse() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "resp_", "resp_*", "resp_01K0000000000000000000000.", "resp_01k0000000000000000000000", "x" * 5000, ids.new_response_id() + "\n"],
+    [
+        "",
+        "resp_",
+        "resp_*",
+        "resp_01K0000000000000000000000.",
+        "resp_01k0000000000000000000000",
+        "x" * 5000,
+        ids.new_response_id() + "\n",
+    ],
 )
 def test_ids_that_cannot_exist_are_not_found(text: str) -> None:
     with pytest.raises(HeadraceError) as refused:
@@ -55,7 +63,9 @@ def test_reply_subject_round_trip() -> None:
     assert (parsed.gateway, parsed.response, parsed.session, parsed.part) == ("gw-1", response, session, "f")
 
 
-@pytest.mark.parametrize("subject", ["hr.reply.a.b.c", "hr.reply.a.b.c.x", "hr.job.a.b.c.d", "x.reply.a.b.c.t"])
+@pytest.mark.parametrize(
+    "subject", ["hr.reply.a.b.c", "hr.reply.a.b.c.x", "hr.job.a.b.c.d", "x.reply.a.b.c.t"]
+)
 def test_other_subjects_are_no_reply_subjects(subject: str) -> None:
     with pytest.raises(ValueError, match="not a reply subject"):
         subjects.parse_reply(subject)

@@ -17,7 +17,7 @@ from schemas.errors import HeadraceError
 from schemas.ids import TenantId
 
 if TYPE_CHECKING:
-    from gateway.sockets import Socket
+    from gateway.api.sockets import Socket
 
 OPEN_TENANT = TenantId("local")  # everyone, where no authentication is configured
 

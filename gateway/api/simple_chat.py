@@ -14,15 +14,15 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.chat_events import failure, finish_reason
-from gateway.errors import internal
-from gateway.front import OPEN_TENANT, Front
+from gateway.api.chat_events import failure, finish_reason
+from gateway.api.errors import internal
+from gateway.api.front import OPEN_TENANT, Front
+from gateway.api.http_request import json_answer, now_ms, read_object, until_ended
+from gateway.api.parse_chat import Question, parse_question, question_generation
+from gateway.api.parse_json import JsonObject
+from gateway.api.sockets import Socket, SocketClosed
 from gateway.generation import Ended
-from gateway.http_request import json_answer, now_ms, read_object, until_ended
 from gateway.live import Live
-from gateway.parse_chat import Question, parse_question, question_generation
-from gateway.parse_json import JsonObject
-from gateway.sockets import Socket, SocketClosed
 from schemas.errors import HeadraceError
 
 log = logging.getLogger(__name__)

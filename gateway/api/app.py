@@ -13,16 +13,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
-from gateway import chat_completions, errors, ops, responses_http, simple_chat
-from gateway.front import Front
-from gateway.guard import Guard, is_loopback
-from gateway.http_request import ClientGone
-from gateway.page_files import PageFiles
-from gateway.parse_chat import ChatCompletion, Question
-from gateway.parse_responses import ResponseCreate
-from gateway.responses_ws import ResponsesSession
-from gateway.simple_chat import SimpleChatSession
-from gateway.sockets import Socket
+from gateway.api import chat_completions, errors, ops, responses_http, simple_chat
+from gateway.api.front import Front
+from gateway.api.guard import Guard, is_loopback
+from gateway.api.http_request import ClientGone
+from gateway.api.page_files import PageFiles
+from gateway.api.parse_chat import ChatCompletion, Question
+from gateway.api.parse_responses import ResponseCreate
+from gateway.api.responses_ws import ResponsesSession
+from gateway.api.simple_chat import SimpleChatSession
+from gateway.api.sockets import Socket
 from schemas.errors import HeadraceError
 
 TITLE = "Headrace gateway"

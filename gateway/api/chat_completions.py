@@ -5,14 +5,14 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.chat_events import DONE, ChatChunks, completion
-from gateway.errors import http_body
-from gateway.event_stream import EventStream
-from gateway.front import OPEN_TENANT, Front
-from gateway.http_request import json_answer, now_ms, read_object, traceparent, until_ended
+from gateway.api.chat_events import DONE, ChatChunks, completion
+from gateway.api.errors import http_body
+from gateway.api.event_stream import EventStream
+from gateway.api.front import OPEN_TENANT, Front
+from gateway.api.http_request import json_answer, now_ms, read_object, traceparent, until_ended
+from gateway.api.parse_chat import ChatCompletion, chat_generation, parse_chat
+from gateway.api.token_logprobs import Spelling, show
 from gateway.live import Live
-from gateway.parse_chat import ChatCompletion, chat_generation, parse_chat
-from gateway.token_logprobs import Spelling, show
 
 
 async def create(front: Front, request: Request) -> Response:

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from gateway.api.token_logprobs import TokenLogprob
 from gateway.generation import Ended, Generation
-from gateway.token_logprobs import TokenLogprob
 from schemas.errors import ERRORS
 from schemas.ids import ResponseId
 from schemas.reply import Usage

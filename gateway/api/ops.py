@@ -7,8 +7,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from broker.metrics import exposition
+from gateway.api.front import Front
 from gateway.catalog import ModelCard
-from gateway.front import Front
 from schemas.errors import HeadraceError
 
 

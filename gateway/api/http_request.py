@@ -10,9 +10,9 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.api.parse_json import JsonObject, decode_object, too_large
 from gateway.generation import Ended
 from gateway.live import Live
-from gateway.parse_json import JsonObject, decode_object, too_large
 from schemas.errors import HeadraceError
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context

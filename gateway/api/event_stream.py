@@ -13,10 +13,10 @@ from collections.abc import Callable
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.errors import internal
-from gateway.front import Front
+from gateway.api.errors import internal
+from gateway.api.front import Front
+from gateway.api.http_request import ClientGone
 from gateway.generation import Update
-from gateway.http_request import ClientGone
 from gateway.live import LiveReader
 from schemas.errors import HeadraceError
 

@@ -14,8 +14,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from gateway.errors import http_answer
-from gateway.front import Front
+from gateway.api.errors import http_answer
+from gateway.api.front import Front
 from schemas.errors import HeadraceError
 
 _UNCOUNTED = ("/healthz", "/readyz", "/metrics")  # operators get an answer from a gateway that is full

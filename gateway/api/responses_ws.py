@@ -16,16 +16,16 @@ import msgspec
 from msgspec import Meta
 
 from broker.metrics import RESUMES
-from gateway.errors import internal
-from gateway.front import OPEN_TENANT, Front
+from gateway.api.errors import internal
+from gateway.api.front import OPEN_TENANT, Front
+from gateway.api.http_request import now_ms
+from gateway.api.parse_json import JsonObject, to_request
+from gateway.api.parse_responses import parse_create, to_generation
+from gateway.api.responses_events import seen_tokens
+from gateway.api.responses_view import events_of, find
+from gateway.api.sockets import Socket, SocketClosed
 from gateway.generation import Generation
-from gateway.http_request import now_ms
 from gateway.live import Live
-from gateway.parse_json import JsonObject, to_request
-from gateway.parse_responses import parse_create, to_generation
-from gateway.responses_events import seen_tokens
-from gateway.responses_view import events_of, find
-from gateway.sockets import Socket, SocketClosed
 from schemas.errors import HeadraceError
 
 log = logging.getLogger(__name__)

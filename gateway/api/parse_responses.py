@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from gateway.api.parse_json import JsonObject, to_request
+from gateway.api.parse_sampling import Label, Metadata, SamplingFields, TokenLimit
+from gateway.api.responses_object import Echo
 from gateway.generation import ChatMessage, Generation
-from gateway.parse_json import JsonObject, to_request
-from gateway.parse_sampling import Label, Metadata, SamplingFields, TokenLimit
-from gateway.responses_object import Echo
 from schemas.config import Gateway
 from schemas.errors import HeadraceError
 from schemas.ids import ResponseId, TenantId, parse_response_id

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from schemas.errors import HeadraceError
 
-FOLDER = Path(__file__).parent / "page"
+FOLDER = Path(__file__).parents[1] / "page"
 _SERVED = {".html", ".js", ".css", ".svg", ".png", ".ico", ".woff2", ".txt"}
 _HEADERS = {
     "content-security-policy": (

@@ -12,8 +12,8 @@ from typing import Literal
 import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from gateway.errors import socket_event
-from gateway.parse_json import JsonObject, decode_object, too_large
+from gateway.api.errors import socket_event
+from gateway.api.parse_json import JsonObject, decode_object, too_large
 from schemas.errors import HeadraceError
 
 SERVICE_RESTART = 1012  # close code: come back at once

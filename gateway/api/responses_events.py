@@ -12,9 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from gateway.cursor import cursor, ending, token_of
-from gateway.generation import Ended, Started, Text, Update
-from gateway.responses_object import (
+from gateway.api.responses_object import (
     Head,
     OutputMessage,
     OutputText,
@@ -26,7 +24,9 @@ from gateway.responses_object import (
     message,
     running,
 )
-from gateway.token_logprobs import Spelling, TokenLogprob, show
+from gateway.api.token_logprobs import Spelling, TokenLogprob, show
+from gateway.cursor import cursor, ending, token_of
+from gateway.generation import Ended, Started, Text, Update
 
 CREATED, QUEUED, IN_PROGRESS = cursor(0, 0), cursor(0, 1), cursor(0, 2)
 ITEM_ADDED, PART_ADDED, FIRST_DELTA = cursor(1, 0), cursor(1, 1), cursor(1, 2)

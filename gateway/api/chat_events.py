@@ -10,9 +10,9 @@ from typing import Literal
 
 import msgspec
 
-from gateway.errors import http_body, of_end
+from gateway.api.errors import http_body, of_end
+from gateway.api.token_logprobs import Spelling, TokenLogprob, show
 from gateway.generation import Ended, Text, Update
-from gateway.token_logprobs import Spelling, TokenLogprob, show
 from schemas.errors import HeadraceError
 from schemas.ids import ResponseId
 from schemas.reply import TokenLogprobs, Usage

@@ -7,16 +7,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from broker.metrics import RESUMES
-from gateway.errors import of_end
-from gateway.event_stream import EventStream
-from gateway.front import OPEN_TENANT, Front
+from gateway.api.errors import of_end
+from gateway.api.event_stream import EventStream
+from gateway.api.front import OPEN_TENANT, Front
+from gateway.api.http_request import json_answer, now_ms, read_object, traceparent, until_ended
+from gateway.api.parse_json import unknown_parameter
+from gateway.api.parse_responses import parse_create, to_generation
+from gateway.api.responses_events import Event, seen_tokens
+from gateway.api.responses_view import events_of, find, snapshot
 from gateway.generation import Update
-from gateway.http_request import json_answer, now_ms, read_object, traceparent, until_ended
 from gateway.live import Live
-from gateway.parse_json import unknown_parameter
-from gateway.parse_responses import parse_create, to_generation
-from gateway.responses_events import Event, seen_tokens
-from gateway.responses_view import events_of, find, snapshot
 from schemas.errors import HeadraceError
 
 _RETRIEVE = {"stream", "starting_after", "include", "include_obfuscation"}

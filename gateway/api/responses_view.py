@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from gateway.front import OPEN_TENANT, Front
+from gateway.api.front import OPEN_TENANT, Front
+from gateway.api.responses_events import ResponseEvents
+from gateway.api.responses_object import Head, OutputText, Response, Status, ended, head, running
+from gateway.api.token_logprobs import Spelling, show
 from gateway.live import Live
-from gateway.responses_events import ResponseEvents
-from gateway.responses_object import Head, OutputText, Response, Status, ended, head, running
-from gateway.token_logprobs import Spelling, show
 from schemas.errors import HeadraceError
 from schemas.ids import parse_response_id
 
