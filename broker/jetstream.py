@@ -32,6 +32,7 @@ STREAM_NOT_FOUND = 10059
 NO_STORAGE = 10047
 WRONG_LAST_SEQUENCE = (10071, 10164)  # the second is what a cluster says
 
+HEADERS_ALLOWANCE = 4096  # bytes; the server's max_payload counts the headers, too
 MSG_ID = "Nats-Msg-Id"
 EXPECTED_SEQ = "Nats-Expected-Last-Subject-Sequence"
 EXPECTED_SEQ_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"

@@ -20,6 +20,7 @@ from broker.allocation import allocate
 from broker.connection import Broker, Headers, NoAnswer
 from broker.pull import Delivery, PullLoop
 from schemas import codec
+from schemas.errors import HeadraceError
 from schemas.ids import ModelToken, ResponseId
 from schemas.job import CODEC, DeadLetter, Job, Lane, Priority
 
@@ -47,15 +48,21 @@ class Stored:
 
 async def publish_job(broker: Broker, job: Job, *, msg_id: str | None = None, timeout_s: float = 5) -> Stored:
     """Returns once the job is stored: the response is accepted. ``msg_id`` defaults to the response id.
-    Raises ``HeadraceError(broker_unavailable)``, at once when disconnected. After a timeout the job may
-    still have been stored; a further try under the same id finds it."""
+    Raises ``HeadraceError``: payload_too_large, and broker_unavailable, at once when disconnected. After a
+    timeout the job may still have been stored; a further try under the same id finds it."""
     if not broker.connected:
         raise NoAnswer("disconnected", "job")
     headers = _job_headers(job)
     headers[jetstream.MSG_ID] = msg_id or job.response
-    ack = await jetstream.publish_until_stored(
-        broker, subjects.job(job), codec.encode(job), headers, timeout_s=timeout_s
-    )
+    data = codec.encode(job)
+    if len(data) > broker.nc.max_payload - jetstream.HEADERS_ALLOWANCE:
+        raise HeadraceError(
+            "payload_too_large",
+            f"The request takes {len(data)} bytes in the queue, which takes {broker.nc.max_payload} at most: "
+            "shorten the prompt, or raise max_payload of the NATS server.",
+            param="input",
+        )
+    ack = await jetstream.publish_until_stored(broker, subjects.job(job), data, headers, timeout_s=timeout_s)
     return Stored(ack.seq, ack.duplicate)
 
 

@@ -50,11 +50,13 @@ class Step:
 
 _NOTHING = Step()
 _GAP = Step(gap=True)
+_UNKNOWN = TokenLogprobs(-9999.0)
 
 
 class LogReader:
-    """``ids``: the completion so far. ``logprobs`` is as long as ``ids`` where the writer sends them,
-    else empty. ``fence``: the current writer's, None before the first Started."""
+    """``ids``: the completion so far. ``logprobs`` is as long as ``ids`` where the writer sends them, else
+    empty; one that is not known is -9999, as OpenAI has it. ``fence``: the current writer's, None before
+    the first Started."""
 
     __slots__ = (
         "attempts",
@@ -155,7 +157,10 @@ class LogReader:
     def _extend(self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs] | None) -> None:
         if not ids:
             return
-        self.ids.extend(ids)
         if logprobs is not None:
+            self.logprobs += [_UNKNOWN] * (len(self.ids) - len(self.logprobs))
             self.logprobs.extend(logprobs)
+        elif self.logprobs:
+            self.logprobs += [_UNKNOWN] * len(ids)
+        self.ids.extend(ids)
         self.barren_fences = 0

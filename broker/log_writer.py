@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from schemas.ids import Fence
 from schemas.reply import Failed, Finished, FinishReason, Timings, TokenLogprobs, Tokens, Usage
 
+MESSAGE_TOKENS = 1024  # with 20 log probabilities each about 350 KB, well below NATS's default limit of 1 MB
+
 
 class LogWriter:
     """``fence``: stream sequence of this attempt's acked Started. ``prior_ids``: what the log holds
@@ -57,13 +59,14 @@ class LogWriter:
             self._logprobs.extend(logprobs)
 
     def take(self) -> Tokens | None:
-        """All tokens not yet sent, as one message; what piled up while the publisher was busy is merged."""
+        """Tokens not yet sent, as one message; what piled up while the publisher was busy is merged, up to
+        ``MESSAGE_TOKENS``. More may be left: see ``unsent``."""
         start = self._sent
         if start == len(self.ids):
             return None
-        self._sent = len(self.ids)
-        logprobs = tuple(self._logprobs[start:]) if self._has_logprobs else None
-        return Tokens(fence=self.fence, offset=start, ids=tuple(self.ids[start:]), logprobs=logprobs)
+        end = self._sent = min(len(self.ids), start + MESSAGE_TOKENS)
+        logprobs = tuple(self._logprobs[start:end]) if self._has_logprobs else None
+        return Tokens(fence=self.fence, offset=start, ids=tuple(self.ids[start:end]), logprobs=logprobs)
 
     def confirmed(self, end_offset: int) -> None:
         """The server has stored the message whose last token stands before ``end_offset``, and so

@@ -20,7 +20,14 @@ import nats.errors
 from broker import jetstream, metrics, subjects
 from broker.connection import Broker, NoAnswer
 from broker.history import read_stored
-from broker.jetstream import EXPECTED_SEQ, EXPECTED_SEQ_SUBJECT, MSG_ID, ApiError, StoredMessage
+from broker.jetstream import (
+    EXPECTED_SEQ,
+    EXPECTED_SEQ_SUBJECT,
+    HEADERS_ALLOWANCE,
+    MSG_ID,
+    ApiError,
+    StoredMessage,
+)
 from broker.log_reader import LogReader
 from schemas import codec
 from schemas.errors import HeadraceError
@@ -82,20 +89,21 @@ class ReplyLog:
             if history.end is not None or history.is_poison():
                 return Claim(None, history)
 
-    async def send_tokens(self, tokens: Tokens) -> None:
-        """Publish without an ack. While disconnected, or behind a full output buffer, nothing is sent and
-        nothing raised: ``LogWriter.rewind`` brings these tokens again."""
+    async def send_tokens(self, tokens: Tokens) -> bool:
+        """Publish without an ack. False, and nothing sent, while disconnected or behind a full output
+        buffer: ``LogWriter.rewind`` brings these tokens again."""
         client = self._broker.nc
-        if not self._broker.connected or client.pending_data_size > MAX_UNSENT_BYTES:
-            metrics.TOKENS_HELD_BACK.inc()
-            return
-        try:
-            await client.publish(self.tokens_subject, codec.encode(tokens))
-        except nats.errors.MaxPayloadError:
-            raise
-        except nats.errors.Error as error:
-            metrics.TOKENS_HELD_BACK.inc()
-            log.debug("tokens of %s were not sent: %s", self._response, error)
+        if self._broker.connected and client.pending_data_size <= MAX_UNSENT_BYTES:
+            try:
+                await client.publish(self.tokens_subject, codec.encode(tokens))
+            except nats.errors.MaxPayloadError:
+                raise
+            except nats.errors.Error as error:
+                log.debug("tokens of %s were not sent: %s", self._response, error)
+            else:
+                return True
+        metrics.TOKENS_HELD_BACK.inc()
+        return False
 
     async def send_tokens_confirmed(self, tokens: Tokens, timeout_s: float) -> bool:
         """Publish and wait for the ack, which covers everything published before it on this connection.
@@ -113,16 +121,18 @@ class ReplyLog:
 
     async def end(self, message: Finished | Failed) -> int:
         """Store the terminal if this writer still has the response; tries until that is known. Returns its
-        sequence. Raises ``FenceLost``."""
+        sequence. Raises ``FenceLost``. Where all log probabilities together are more than the server takes
+        in one message, they are left out: readers have those of the token messages."""
+        data = codec.encode(message)
+        if len(data) > self._broker.nc.max_payload - HEADERS_ALLOWANCE and isinstance(message, Finished):
+            data = codec.encode(msgspec.structs.replace(message, logprobs=None))
         headers = {
             MSG_ID: f"{self._response}-end-{message.fence}",
             EXPECTED_SEQ: str(message.fence),
             EXPECTED_SEQ_SUBJECT: self.fences_subject,
         }
         try:
-            ack = await jetstream.publish_until_stored(
-                self._broker, self.tokens_subject, codec.encode(message), headers
-            )
+            ack = await jetstream.publish_until_stored(self._broker, self.tokens_subject, data, headers)
         except ApiError as error:
             if not error.wrong_last_sequence:
                 raise

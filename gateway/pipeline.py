@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Coroutine
 
-import nats.errors
 from redis.asyncio import Redis
 
 from broker.connection import Broker, NoAnswer
@@ -252,8 +251,6 @@ class Pipeline:
             if self._entries.pop(job.response, None) is not None:
                 counted.withdrawn()
             self._disown(job, error)
-            if isinstance(error, nats.errors.MaxPayloadError):
-                raise HeadraceError("payload_too_large", "The request is too large for the queue.") from error
             raise
         live.accepted(time.time() * 1000)
         if live.end is None:
@@ -266,7 +263,8 @@ class Pipeline:
 
     def _disown(self, job: Job, error: BaseException) -> None:
         """Nobody will read it, and it may be stored all the same: no worker shall spend time on it."""
-        if not isinstance(error, (nats.errors.MaxPayloadError, ApiError)):
+        too_large = isinstance(error, HeadraceError) and error.code == "payload_too_large"
+        if not too_large and not isinstance(error, ApiError):
             closed = Closed(reason="cancelled")
             closing = closer.close_surely(self._broker, job, closed, lambda: closer.is_of_use(job))
             self._spawn(closing, f"disown {job.response}")

@@ -15,7 +15,6 @@ from broker import metrics
 from broker.connection import Broker
 from broker.log_writer import LogWriter
 from broker.replylog import MAX_UNSENT_BYTES, ReplyLog
-from schemas.ids import ModelToken
 from schemas.reply import Tokens
 
 CONFIRM_TIMEOUT_S = 2.0
@@ -40,16 +39,16 @@ class Outlet:
 class Publisher:
     """``confirm_interval_s``: one message a response in this time asks for its ack (rule 5)."""
 
-    def __init__(self, broker: Broker, model: ModelToken, *, confirm_interval_s: float) -> None:
+    def __init__(self, broker: Broker, model_name: str, *, confirm_interval_s: float) -> None:
         self._broker = broker
         self._confirm_interval_s = confirm_interval_s
         self._outlets: set[Outlet] = set()
         self._marked: dict[Outlet, None] = {}
         self._wake = asyncio.Event()
         self._clock = asyncio.get_running_loop().time
-        self._first_token_s = metrics.WORKER.first_token_s.labels(model=model)
-        self._inter_token_s = metrics.WORKER.inter_token_s.labels(model=model)
-        self._completion_tokens = metrics.WORKER.completion_tokens.labels(model=model)
+        self._first_token_s = metrics.WORKER.first_token_s.labels(model=model_name)
+        self._inter_token_s = metrics.WORKER.inter_token_s.labels(model=model_name)
+        self._completion_tokens = metrics.WORKER.completion_tokens.labels(model=model_name)
 
     def open(self, log: ReplyLog, writer: LogWriter, *, pulled_s: float) -> Outlet:
         outlet = Outlet(log, writer, sent_s=pulled_s, asked_s=self._clock(), counted=writer.total)
@@ -72,8 +71,9 @@ class Publisher:
 
     async def flush(self, outlet: Outlet) -> None:
         """Send what its writer has, now."""
-        if (tokens := outlet.writer.take()) is not None:
-            await outlet.log.send_tokens(tokens)
+        while (tokens := outlet.writer.take()) is not None:
+            if not await outlet.log.send_tokens(tokens):
+                return  # the next writer makes them again
 
     async def run(self) -> None:
         """Never returns."""
@@ -106,8 +106,12 @@ class Publisher:
                 outlet.confirming = asked = True
                 outlet.asked_s = now_s
                 confirmations.create_task(self._confirm(outlet, tokens), name="confirm-tokens")
-            else:
-                await outlet.log.send_tokens(tokens)
+            elif not await outlet.log.send_tokens(tokens):
+                outlet.writer.rewind()
+                self.mark(outlet)
+                continue
+            if outlet.writer.unsent:
+                self.mark(outlet)
             sent += self._count(outlet, tokens.offset + len(tokens.ids), now_s)
         self._completion_tokens.inc(sent)
         if asked:  # a new task runs up to its publish before this one goes on, so no later tokens overtake it

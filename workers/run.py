@@ -41,6 +41,7 @@ class Bench:
     publisher: Publisher
     worker: WorkerId
     model: ModelToken
+    model_name: str  # the label of metrics
     hold_interval_s: float
     live: MutableMapping[ResponseId, Run]
 
@@ -203,7 +204,7 @@ class Run:
                 traceparent=job.traceparent,
             )
         )
-        metrics.WORKER.prompt_tokens.labels(model=self._bench.model).inc(len(job.prompt_ids))
+        metrics.WORKER.prompt_tokens.labels(model=self._bench.model_name).inc(len(job.prompt_ids))
 
     def _let_go(self) -> None:
         """Out of the engine and away from the publisher; safe at any time."""
@@ -267,7 +268,7 @@ class Run:
 
     def _read_job(self) -> s.Event:
         delivery = self._delivery.delivery
-        labels = {"model": self._bench.model}
+        labels = {"model": self._bench.model_name}
         metrics.WORKER.queue_wait_s.labels(**labels).observe(self._queue_ms / 1000)
         if delivery.delivered > 1:
             metrics.REDELIVERED.labels(**labels).inc()
@@ -330,7 +331,7 @@ class Run:
         return writer.finished(end.reason, usage, timings, end.stop_token)
 
     def _count(self, outcome: s.Outcome) -> None:
-        model = self._bench.model
+        model = self._bench.model_name
         metrics.WORKER.requests.labels(model=model, outcome=outcome).inc()
         if outcome in ("completed", "incomplete"):
             metrics.WORKER.end_to_end_s.labels(model=model).observe(self._clock() - self._pulled_s)

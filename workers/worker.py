@@ -95,13 +95,16 @@ class Worker:
         model = model_token(info.model_name, info.revision)
         await tokenizers.put_tokenizer(broker, model, info.tokenizer_dir)
         await topology.ensure_job_consumers(broker, model)
-        publisher = Publisher(broker, model, confirm_interval_s=self._config.worker.confirm_interval_s)
+        publisher = Publisher(
+            broker, info.model_name, confirm_interval_s=self._config.worker.confirm_interval_s
+        )
         bench = Bench(
             broker=broker,
             engine=self._engine,
             publisher=publisher,
             worker=self.id,
             model=model,
+            model_name=info.model_name,
             hold_interval_s=self._config.nats.ack_wait_s / 3,
             live=self._live,
         )
@@ -112,7 +115,7 @@ class Worker:
         puller = JobPuller(broker, model, on_job=on_job)
         await presence.answer_pings(broker, self.id)
         await broker.nc.subscribe(subjects.cancel(ResponseId("*")), cb=self._nudge)
-        self._show_load(model, info)
+        self._show_load(info)
         with _side_tasks(group) as start:
             start(publisher.run(), "publisher")
             start(self._keep_announcing(broker, info, model), "presence")
@@ -245,8 +248,8 @@ class Worker:
             version=version("headrace"),
         )
 
-    def _show_load(self, model: ModelToken, info: EngineInfo) -> None:
-        engine = self._engine
+    def _show_load(self, info: EngineInfo) -> None:
+        model, engine = info.model_name, self._engine
         assert engine is not None
         metrics.SLOTS.labels(model=model).set(info.slots)
         metrics.WORKER.running.labels(model=model).set_function(lambda: engine.load().running)

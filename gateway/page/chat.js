@@ -14,6 +14,8 @@ const newId = (prefix) => {
   return prefix + Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("")
 }
 
+const TEMPERATURE = 0.3 // for chat; the API's own default of 1 makes small models ramble
+
 // Errors to a cancel carry its event_id, and are no news: the response is over, or unknown by now.
 const CANCEL = "cancel"
 const cancelOf = (responseId) => ({ type: "response.cancel", event_id: CANCEL, response_id: responseId })
@@ -72,7 +74,8 @@ export class Chat {
     this.#firstMs = 0
     this.#lastMs = 0
     const { conversation, active } = this
-    return { type: "response.create", model, input: text, conversation, stream_id: active.id, stream: true }
+    const request = { model, input: text, conversation, temperature: TEMPERATURE }
+    return { type: "response.create", ...request, stream_id: active.id, stream: true }
   }
 
   /** Returns the event to send, or null where there is nothing to cancel yet or any more. */

@@ -87,10 +87,10 @@ async def test_every_surface_gives_the_same_greedy_text(client: AsyncOpenAI) -> 
 
 async def test_a_conversation_remembers_a_name(client: AsyncOpenAI) -> None:
     conversation = f"conv_{secrets.token_hex(8)}"
-    await ask(client, "Hello, my name is Marguerite.", conversation=conversation)
-    assert "Marguerite" in await ask(client, "What is my name?", conversation=conversation)
-    other = f"conv_{secrets.token_hex(8)}"
-    assert "Marguerite" not in await ask(client, "What is my name?", conversation=other)
+    question = "What is the name of Alice's dog?"
+    await ask(client, "Alice has a dog. Its name is Bruno.", conversation=conversation)
+    assert "Bruno" in await ask(client, question, conversation=conversation)
+    assert "Bruno" not in await ask(client, question, conversation=f"conv_{secrets.token_hex(8)}")
 
 
 async def test_a_second_turn_extends_the_first_ones_tokens(client: AsyncOpenAI) -> None:

@@ -7,13 +7,11 @@ engine ends it, so that a start is paid for once.
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 import sys
 import time
-import warnings
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +43,6 @@ def greedy(max_tokens: int, **more: Any) -> Sampling:
 
 def shaped(**structure: Any) -> Sampling:
     return greedy(4, structured=StructuredOutput(**structure))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _contexts_end_here() -> Iterator[None]:
-    """vLLM leaves its ZeroMQ contexts to the garbage collector, which complains about each."""
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 @pytest.fixture(scope="module")
@@ -337,23 +326,6 @@ async def test_the_canary_finds_an_idle_core_that_stands_still(tiny: Path) -> No
     assert not alive(run.core)
 
 
-async def test_a_killed_worker_takes_its_engine_core_along(tiny: Path) -> None:
-    worker = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.e2e.engine_run", str(tiny), stdout=asyncio.subprocess.PIPE
-    )
-    assert worker.stdout is not None
-    while (line := await worker.stdout.readline()) != b"ready\n":
-        assert line
-    family = children(worker.pid)
-    assert family
-    worker.kill()
-    await worker.wait()
-    give_up = time.monotonic() + 10
-    while any(map(alive, family)) and time.monotonic() < give_up:
-        await asyncio.sleep(0.02)
-    assert [pid for pid in family if alive(pid)] == []
-
-
 # -- a real model -----------------------------------------------------------------------------------
 
 
@@ -395,3 +367,24 @@ async def test_a_killed_core_is_told_at_once(smollm2: EngineRun) -> None:
     assert running not in smollm2.ends  # another worker ends it
     await smollm2.engine.close()
     assert not alive(smollm2.core)
+
+
+# -- how its worker dies: in a process of its own, and last, since pytest keeps what the last test has logged
+# (with tracebacks, and through them an engine) until after the collection of _contexts_end_here
+
+
+async def test_a_killed_worker_takes_its_engine_core_along(tiny: Path) -> None:
+    worker = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.e2e.engine_run", str(tiny), stdout=asyncio.subprocess.PIPE
+    )
+    assert worker.stdout is not None
+    while (line := await worker.stdout.readline()) != b"ready\n":
+        assert line
+    family = children(worker.pid)
+    assert family
+    worker.kill()
+    await worker.wait()
+    give_up = time.monotonic() + 10
+    while any(map(alive, family)) and time.monotonic() < give_up:
+        await asyncio.sleep(0.02)
+    assert [pid for pid in family if alive(pid)] == []

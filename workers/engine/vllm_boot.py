@@ -30,6 +30,7 @@ _REFUSED = {
     "skip_tokenizer_init": "without a tokenizer one foreign token id kills the engine core",
     "stream_interval": "tokens are merged further on, and only when readers lag",
 }
+_ORPHAN_GUARD = "headrace_orphan_guard"  # the entry point in pyproject.toml
 _CPU_EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"  # by path: "uni" is rewritten to "mp"
 
 
@@ -158,6 +159,9 @@ def _set_environment(slots: int) -> None:
     }
     for name, value in environment.items():
         os.environ.setdefault(name, value)
+    plugins = os.environ.get("VLLM_PLUGINS")  # a list of those to load; not set: all
+    if plugins is not None and _ORPHAN_GUARD not in plugins.split(","):
+        os.environ["VLLM_PLUGINS"] = f"{plugins},{_ORPHAN_GUARD}"
 
 
 def _stat_loggers(steps: EngineSteps) -> list[Any]:

@@ -15,9 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.log_reader import LogReader
-from broker.log_writer import LogWriter
+from broker.log_writer import MESSAGE_TOKENS, LogWriter
 from schemas.ids import Fence, WorkerId
-from schemas.reply import Closed, Failed, Finished, Handoff, ReplyMessage, Started, Timings, Tokens, Usage
+from schemas.reply import (
+    Closed,
+    Failed,
+    Finished,
+    Handoff,
+    ReplyMessage,
+    Started,
+    Timings,
+    TokenLogprobs,
+    Tokens,
+    Usage,
+)
 
 LENGTH = 24
 
@@ -264,3 +275,22 @@ def test_a_message_fed_twice_counts_once() -> None:
     reader = read(started(1), tokens(1, 0, 5))
     assert reader.feed(1, started(1)).started is None
     assert (reader.attempts, reader.fence, reader.last_seq) == (1, 1, 2)
+
+
+def test_a_long_backlog_leaves_in_messages_of_bounded_size() -> None:
+    log = LogWriter(Fence(1))
+    log.append(range(2 * MESSAGE_TOKENS + 5))
+    sizes = []
+    while (message := log.take()) is not None:
+        sizes.append(len(message.ids))
+    assert sizes == [MESSAGE_TOKENS, MESSAGE_TOKENS, 5]
+
+
+def test_a_token_without_its_log_probability_keeps_its_place() -> None:
+    known = TokenLogprobs(-0.5)
+    reader = read(
+        started(1),
+        Tokens(fence=Fence(1), offset=0, ids=(5,), logprobs=(known,)),
+        Finished(fence=Fence(1), total=2, reason="stop", ids=(5, 6), usage=Usage()),
+    )
+    assert reader.logprobs == [known, TokenLogprobs(-9999.0)]
