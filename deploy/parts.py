@@ -41,10 +41,8 @@ class Part:
 def nats_part(config: Config, folder: Path, port: int) -> Part:
     settings = folder / "nats.conf"
     # JetStream sets a stream's whole max_bytes aside from max_file_store when the stream is made, and its
-    # default, three quarters of the free disk, would refuse our streams on a small disk. It also wants that
-    # room, measured on 2.15.1, before it answers that a stream of that name is there already: hence the max.
-    streams = (config.nats.jobs_max_bytes, config.nats.replies_max_bytes)
-    file_bytes = sum(streams) + max(streams) + _BESIDE_STREAMS_BYTES
+    # default, three quarters of the free disk, would refuse our streams on a small disk.
+    file_bytes = config.nats.jobs_max_bytes + config.nats.replies_max_bytes + _BESIDE_STREAMS_BYTES
     settings.write_text(
         "# Written by `headrace up` at every start.\n"
         f"listen: {json.dumps(f'{LOOPBACK}:{port}')}\n"
