@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,7 +38,8 @@ class Part:
 
 
 class Stack:
-    """``headrace up`` in ``data_dir``. ``env`` is configuration by environment, as an operator sets it."""
+    """``headrace up`` in ``data_dir``. ``env`` is configuration by environment, as an operator sets it;
+    ``headrace`` the command, where it is not this checkout's."""
 
     def __init__(
         self,
@@ -49,16 +50,21 @@ class Stack:
         gateways: int = 1,
         model: str | None = None,
         env: Mapping[str, str] | None = None,
+        headrace: Sequence[str] = (sys.executable, "-m", "deploy.cli"),
         ready_timeout_s: float = 60,
     ) -> None:
         self.data_dir = data_dir
         self.log = data_dir.with_suffix(".log")
-        command = [sys.executable, "-m", "deploy.cli", "up", "--engine", engine, "--port", "0"]
+        command = [*headrace, "up", "--engine", engine, "--port", "0"]
         command += ["--workers", str(workers), "--gateways", str(gateways), "--data-dir", str(data_dir)]
         command += ["--model", model] if model else []
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **(env or {})}
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(env or {})},
+                cwd=data_dir.parent,
             )
         try:
             self.url: str = self._wait_for_url(ready_timeout_s)
