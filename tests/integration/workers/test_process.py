@@ -156,7 +156,7 @@ async def test_metrics(broker: Broker, nats_server: NatsServer, tmp_path: Path) 
             await tester.until_all_acked()
             async with httpx.AsyncClient() as http:
                 text = (await http.get(f"http://127.0.0.1:{worker.port}/metrics")).text
-    label = f'{{model="{tester.model}"}}'
+    label = f'{{model="{config.sim.name}"}}'
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert values[f"headrace_worker_slots{label}"] == "3.0"
     assert values[f"headrace_worker_prompt_tokens_total{label}"] == "3.0"
@@ -164,5 +164,7 @@ async def test_metrics(broker: Broker, nats_server: NatsServer, tmp_path: Path) 
     assert values[f"headrace_worker_time_to_first_token_seconds_count{label}"] == "1.0"
     assert float(values[f"headrace_worker_inter_token_latency_seconds_count{label}"]) <= 39.0
     assert values[f"headrace_worker_queue_wait_seconds_count{label}"] == "1.0"
-    assert values[f'headrace_worker_requests_total{{model="{tester.model}",outcome="incomplete"}}'] == "1.0"
+    assert (
+        values[f'headrace_worker_requests_total{{model="{config.sim.name}",outcome="incomplete"}}'] == "1.0"
+    )
     assert values[f"headrace_worker_requests_running{label}"] == "0.0"
