@@ -8,6 +8,8 @@ SHELL := bash
 # The engine of `make up`, and what else to give it: make up ENGINE=sim ARGS="--workers 2 --port 9000"
 ENGINE ?= vllm
 ARGS ?=
+# Which build of vLLM is installed: cpu or gpu. They pin different builds of torch: one environment holds one.
+HARDWARE ?= cpu
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -18,8 +20,8 @@ UV := $(BIN)/uv
 # stands for the smaller ones too.
 REQUIREMENTS := $(shell cat pyproject.toml deploy/cpu-excludes.txt | sha256sum | cut -c1-16)
 SIM := $(VENV)/.installed-sim-$(REQUIREMENTS)
-CPU := $(VENV)/.installed-cpu-$(REQUIREMENTS)
-DEV := $(VENV)/.installed-dev-$(REQUIREMENTS)
+VLLM := $(VENV)/.installed-$(HARDWARE)-$(REQUIREMENTS)
+DEV := $(VENV)/.installed-$(HARDWARE)-dev-$(REQUIREMENTS)
 
 # uv does not read pip's configuration. Local wheels, where pip is told of some, include the CPU build of
 # torch; elsewhere that comes from PyTorch's own index. Its vision and audio companions on PyPI are built
@@ -27,7 +29,8 @@ DEV := $(VENV)/.installed-dev-$(REQUIREMENTS)
 LINKS = $(shell $(BIN)/python -m pip config get global.find-links 2>/dev/null || true) $(PIP_FIND_LINKS)
 INDEX = $(shell $(BIN)/python -m pip config get global.index-url 2>/dev/null || true)
 WHEELS = $(foreach link,$(sort $(LINKS)),--find-links $(link)) $(if $(INDEX),--default-index $(INDEX))
-TORCH = $(if $(strip $(LINKS)),,--torch-backend cpu)
+CPU_BUILD = --excludes deploy/cpu-excludes.txt $(if $(strip $(LINKS)),,--torch-backend cpu)
+BUILD = $(if $(filter cpu,$(HARDWARE)),$(CPU_BUILD))
 UV_INSTALL = $(UV) pip install --quiet --python $(BIN)/python $(WHEELS)
 
 help:
@@ -37,7 +40,7 @@ help:
 	@echo "make test             all tests, with everything they need"
 	@echo "make format           rewrite the code as the formatter wants it"
 
-install: $(CPU)
+install: $(VLLM)
 	@echo "Installed in $(VENV); start with: make up"
 
 install-sim: $(SIM)
@@ -45,6 +48,8 @@ install-sim: $(SIM)
 install-dev: $(DEV)
 
 $(UV):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	|| { echo "Headrace needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..."; exit 1; }
 	@echo "Creating $(VENV) with $(PYTHON)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
@@ -55,19 +60,19 @@ $(SIM): | $(UV)
 	@rm -f $(VENV)/.installed-*
 	@touch $(SIM)
 
-$(CPU): | $(UV)
-	@echo "Installing Headrace and vLLM for CPUs"
-	@$(UV_INSTALL) $(TORCH) --excludes deploy/cpu-excludes.txt --editable '.[cpu]'
+$(VLLM): | $(UV)
+	@echo "Installing Headrace and vLLM ($(HARDWARE)): gigabytes, the first time"
+	@$(UV_INSTALL) $(BUILD) --editable '.[$(HARDWARE)]'
 	@rm -f $(VENV)/.installed-*
-	@touch $(SIM) $(CPU)
+	@touch $(SIM) $(VLLM)
 
 $(DEV): | $(UV)
-	@echo "Installing Headrace, vLLM for CPUs and what tests need"
-	@$(UV_INSTALL) $(TORCH) --excludes deploy/cpu-excludes.txt --editable '.[cpu,dev]'
+	@echo "Installing Headrace, vLLM ($(HARDWARE)) and what tests need: gigabytes, the first time"
+	@$(UV_INSTALL) $(BUILD) --editable '.[$(HARDWARE),dev]'
 	@rm -f $(VENV)/.installed-*
-	@touch $(SIM) $(CPU) $(DEV)
+	@touch $(SIM) $(VLLM) $(DEV)
 
-up: $(if $(filter sim,$(ENGINE)),$(SIM),$(CPU))
+up: $(if $(filter sim,$(ENGINE)),$(SIM),$(VLLM))
 	@exec $(BIN)/headrace up --engine $(ENGINE) $(ARGS)
 
 check: $(DEV)
