@@ -46,10 +46,6 @@ class LogWriter:
     def unsent(self) -> int:
         return len(self.ids) - self._sent
 
-    @property
-    def unconfirmed(self) -> int:
-        return len(self.ids) - self._confirmed
-
     def append(self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs] | None = None) -> None:
         """New tokens from the engine. Raises ``RuntimeError`` after the terminal was made."""
         if self._ended:
@@ -67,6 +63,10 @@ class LogWriter:
         end = self._sent = min(len(self.ids), start + MESSAGE_TOKENS)
         logprobs = tuple(self._logprobs[start:end]) if self._has_logprobs else None
         return Tokens(fence=self.fence, offset=start, ids=tuple(self.ids[start:end]), logprobs=logprobs)
+
+    def put_back(self, tokens: Tokens) -> None:
+        """These, just taken, were not sent."""
+        self._sent = min(self._sent, tokens.offset)
 
     def confirmed(self, end_offset: int) -> None:
         """The server has stored the message whose last token stands before ``end_offset``, and so

@@ -121,11 +121,8 @@ class ReplyLog:
 
     async def end(self, message: Finished | Failed) -> int:
         """Store the terminal if this writer still has the response; tries until that is known. Returns its
-        sequence. Raises ``FenceLost``. Where all log probabilities together are more than the server takes
-        in one message, they are left out: readers have those of the token messages."""
-        data = codec.encode(message)
-        if len(data) > self._broker.nc.max_payload - HEADERS_ALLOWANCE and isinstance(message, Finished):
-            data = codec.encode(msgspec.structs.replace(message, logprobs=None))
+        sequence. Raises ``FenceLost``."""
+        data = self._fitting(message)
         headers = {
             MSG_ID: f"{self._response}-end-{message.fence}",
             EXPECTED_SEQ: str(message.fence),
@@ -140,6 +137,21 @@ class ReplyLog:
             await self._read_patiently(history)
             raise FenceLost(ended=history.end is not None) from None
         return ack.seq
+
+    def _fitting(self, message: Finished | Failed) -> bytes:
+        """As one message of the server's size. Where all log probabilities together are too much, they are
+        left out: readers have those of the token messages. Where the ids are, it is a failure."""
+        room = self._broker.nc.max_payload - HEADERS_ALLOWANCE
+        data = codec.encode(message)
+        if len(data) > room and isinstance(message, Finished):
+            data = codec.encode(msgspec.structs.replace(message, logprobs=None))
+            if len(data) > room:
+                why = f"The {message.total} tokens of this response do not fit the NATS server's max_payload."
+                failed = Failed(
+                    fence=message.fence, code="payload_too_large", message=why, total=message.total
+                )
+                data = codec.encode(failed)
+        return data
 
     async def close(self, closed: Closed, *, timeout_s: float = CLOSE_LIMIT_S) -> int:
         """End the response from outside its writer; returns the sequence. Where the log has ended before,
@@ -200,6 +212,9 @@ class ReplyLog:
                 last_fence_seq, last_seq = await self._read(reader, until)
             except NoAnswer:
                 await self._broker.wait_connected()
+            except ApiError as error:
+                if not error.passing:
+                    raise
             else:
                 if until is None or last_seq >= until:
                     return last_fence_seq

@@ -1,11 +1,13 @@
 """MessagePack to and from the typed messages. One encoder, and one decoder a message family.
 
-Raises ``msgspec.ValidationError`` (a ``msgspec.DecodeError``) on what does not fit; callers turn it into
-their own coded error, because only they know whose fault it is.
-Measured in tests/bench: about 0.3 us to encode and 0.5 us to decode a one-token ``Tokens``.
+Raises ``msgspec.DecodeError`` on whatever does not fit, and nothing else; callers turn it into their own
+coded error, because only they know whose fault it is.
+A one-token ``Tokens`` costs about 0.3 us to encode and 0.6 us to decode.
 """
 
 from __future__ import annotations
+
+from typing import TypeVar
 
 import msgspec
 
@@ -13,6 +15,7 @@ from schemas.job import DeadLetter, Job
 from schemas.presence import WorkerCard
 from schemas.reply import FenceMessage, ReplyMessage, TokenMessage
 
+T = TypeVar("T")
 Message = Job | DeadLetter | WorkerCard | ReplyMessage
 
 _encoder = msgspec.msgpack.Encoder()
@@ -28,20 +31,27 @@ def encode(message: Message) -> bytes:
 
 
 def decode_job(data: bytes) -> Job:
-    return _job.decode(data)
+    return _decode(_job, data)
 
 
 def decode_dead_letter(data: bytes) -> DeadLetter:
-    return _dead.decode(data)
+    return _decode(_dead, data)
 
 
 def decode_worker_card(data: bytes) -> WorkerCard:
-    return _card.decode(data)
+    return _decode(_card, data)
 
 
 def decode_fence_message(data: bytes) -> FenceMessage:
-    return _fence.decode(data)
+    return _decode(_fence, data)
 
 
 def decode_token_message(data: bytes) -> TokenMessage:
-    return _token.decode(data)
+    return _decode(_token, data)
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:
+    try:
+        return decoder.decode(data)
+    except (UnicodeDecodeError, RecursionError) as error:  # msgspec lets these two through as they are
+        raise msgspec.DecodeError(str(error)) from None

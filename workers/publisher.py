@@ -107,7 +107,7 @@ class Publisher:
                 outlet.asked_s = now_s
                 confirmations.create_task(self._confirm(outlet, tokens), name="confirm-tokens")
             elif not await outlet.log.send_tokens(tokens):
-                outlet.writer.rewind()
+                outlet.writer.put_back(tokens)
                 self.mark(outlet)
                 continue
             if outlet.writer.unsent:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from broker import jetstream, metrics, subjects
+from broker import jetstream, metrics, subjects, topology
 from broker.connection import Broker, unix_ms
 from broker.jobs import JobDelivery, bury
 from broker.log_writer import LogWriter
@@ -66,6 +66,8 @@ class Run:
         self._outlet: Outlet | None = None
 
     def post(self, event: s.Event) -> None:
+        if isinstance(event, s.Nudged) and event in self._inbox:
+            return  # anyone may send hints, as many as they like
         self._inbox.append(event)
         self._news.set()
 
@@ -82,22 +84,42 @@ class Run:
             self.post(s.EngineEnded(delta.end))
 
     async def run(self) -> None:
-        """From the pulled job to its ack, nak or silence."""
+        """From the pulled job to its ack, nak or silence. A bug that one job brings out costs that job an
+        attempt, and the others of this worker nothing."""
         try:
             if self._earlier is not None:
                 self._earlier.post(s.Superseded())
                 await self._earlier.over.wait()
                 self._earlier = None
             await self._live_through()
+        except Exception:
+            log.critical("%s: an attempt failed", self.response, exc_info=True)
+            await self._give_up()
         finally:
             self._let_go()
             self.over.set()
+
+    async def _give_up(self) -> None:
+        """After a Started the poison rule counts attempts, so others may try. Before it nothing would."""
+        self._let_go()
+        if self._writer is not None:
+            await self._delivery.nak()
+            return
+        why = "A worker failed on this job."
+        effects: list[s.Effect] = [s.Bury("invalid_job", why), s.Ack()]
+        if self._known_log is not None:
+            effects.insert(1, s.CloseLog("refused", "internal_error", why))
+        for effect in effects:
+            if isinstance(await self._carry_out(effect), s.Broken):
+                return
 
     async def _live_through(self) -> None:
         first = self._read_job()
         deadline_s = self._pulled_s
         if isinstance(first, s.JobRead):
-            deadline_s += (self._job.deadline_unix_ms - self._pulled_unix_ms) / 1000
+            latest_unix_ms = self._delivery.stored_unix_ms + topology.MAX_DEADLINE_S * 1000
+            deadline_unix_ms = min(self._job.deadline_unix_ms, latest_unix_ms)
+            deadline_s += (deadline_unix_ms - self._pulled_unix_ms) / 1000
         state = s.RunState(deadline_s=deadline_s, hold_interval_s=self._bench.hold_interval_s)
         event: s.Event | None = first
         while event is not None:
@@ -219,7 +241,7 @@ class Run:
         try:
             found = await self._log.lease()
             if found is None:
-                return "unknown"
+                return "gone"
             seq, message = found
             if seq == self._writer_in_use.fence:
                 return "mine"

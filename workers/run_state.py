@@ -18,11 +18,12 @@ from workers.engine.base import RequestEnd
 _UNREADABLE = "The job could not be read."
 _TOO_LATE = "The deadline passed while the request was waiting."
 _TOO_SLOW = "The deadline passed before the answer was complete."
+_LOG_GONE = "The reply log dropped this response before it ended: it is too small for the load."
 _POISON = "Every worker that tried this request failed; it will not be tried again."
 
 RETRY_LOOK_S = 0.5  # a look at the lease that brought no answer is repeated so much later
 
-Lease = Literal["mine", "lost", "ended", "unknown"]
+Lease = Literal["mine", "lost", "ended", "gone", "unknown"]  # gone: there is no log any more
 Outcome = Literal["completed", "incomplete", "failed", "cancelled", "refused", "handed_off", "fenced_off"]
 
 
@@ -343,6 +344,9 @@ class RunState:
         if lease == "unknown":
             self._look_s = now_s + min(RETRY_LOOK_S, self._hold_interval_s)
             return []
+        if lease == "gone":  # a next writer would begin at token 0, and a reader take its tokens from n on
+            close = CloseLog("refused", "internal_error", _LOG_GONE)
+            return self._over("failed", Abort(), close, Ack())
         return [Abort(), *self._fenced_off(lease == "ended")]
 
     def _fenced_off(self, ended: bool) -> list[Effect]:

@@ -72,7 +72,8 @@ class Worker:
                     await broker.close()
 
     async def _with_engine(self, broker: Broker, shutdown: Shutdown, group: asyncio.TaskGroup) -> None:
-        await topology.apply(broker)
+        if await _unless(shutdown.requested, _true_after(topology.apply(broker))) is None:
+            return
         info = await _unless(shutdown.requested, self._start_engine())
         if info is None:
             log.info("stopped before the engine was ready")
@@ -94,7 +95,6 @@ class Worker:
         assert self._engine is not None
         model = model_token(info.model_name, info.revision)
         await tokenizers.put_tokenizer(broker, model, info.tokenizer_dir)
-        await topology.ensure_job_consumers(broker, model)
         publisher = Publisher(
             broker, info.model_name, confirm_interval_s=self._config.worker.confirm_interval_s
         )
@@ -281,12 +281,18 @@ class _Start(Protocol):
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
     """The result of ``work``, or None where ``stop`` came first."""
     working = asyncio.ensure_future(work)
-    await _first(stop.wait(), asyncio.wait({working}))
-    if working.done():
-        return working.result()
-    working.cancel()
-    await asyncio.wait({working})
-    return None
+    try:
+        await _first(stop.wait(), asyncio.wait({working}))
+        return working.result() if working.done() else None
+    finally:
+        if not working.done():
+            working.cancel()
+            await asyncio.wait({working})
+
+
+async def _true_after(work: Coroutine[Any, Any, None]) -> bool:
+    await work
+    return True
 
 
 async def _first(*works: Coroutine[Any, Any, Any]) -> list[asyncio.Task[Any]]:

@@ -1,7 +1,7 @@
 """The simulated engine: real batching and timing, made-up tokens, faults on request.
 
 One timer drives the whole batch; no task, future or queue per request or token (about 5 us a token on one
-core, measured in tests/bench). What it says is ``sim_sequence``'s; must not know queues or networks.
+core). What it says is ``sim_sequence``'s; must not know queues or networks.
 """
 
 from __future__ import annotations

@@ -237,8 +237,13 @@ class VllmEngine:
 
     def _flush(self) -> None:
         deltas, self._pending = self._pending, []
-        if deltas:  # an abort may have taken the only one
+        if not deltas:  # an abort may have taken the only one
+            return
+        try:
             self._on_step(deltas)
+        except Exception:  # the event loop would only log it, and the tokens would be lost
+            log.critical("the step's tokens could not be delivered", exc_info=True)
+            self._fail("the step's tokens could not be delivered")
 
     def load(self) -> EngineLoad:
         """Ours counts what is inside, vLLM's last step tells how much of it runs: when nothing steps,

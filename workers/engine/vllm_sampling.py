@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # Of a grammar in any form, or of all bad words. Grammars are compiled by a few threads of the engine core
 # that no abort frees, and all others wait behind: a list of choices of 600 KB took more than 40 s.
 MAX_TEXT_BYTES = 64 << 10
+MAX_BAD_WORDS = 256  # each is tokenized in the worker's event loop
 
 _encoder = msgspec.msgpack.Encoder()
 _sampling = msgspec.msgpack.Decoder(Sampling)
@@ -72,6 +73,8 @@ def _budget(request: EngineRequest, sampling: Sampling, limits: Limits) -> Admit
             f"the model takes {limits.max_model_len} tokens, prompt and answer together. Shorten the input.",
         )
     emitted = len(request.prior_ids)
+    if emitted and sampling.structured is not None:
+        return _refused("Structured output cannot be continued by another worker; send the request again.")
     left = min(sampling.max_tokens, room) - emitted
     if left < 1:
         return RequestEnd(reason="length")
@@ -108,6 +111,8 @@ def _unusable(sampling: Sampling) -> str:
         return f"min_tokens ({sampling.min_tokens}) is greater than max_tokens ({sampling.max_tokens})."
     if sampling.allowed_token_ids is not None and not sampling.allowed_token_ids:
         return "allowed_token_ids is empty: leave it out to allow all."
+    if len(sampling.bad_words) > MAX_BAD_WORDS or not all(sampling.bad_words):
+        return f"bad_words takes at most {MAX_BAD_WORDS} words, none of them empty."
     if sum(len(word.encode()) for word in sampling.bad_words) > MAX_TEXT_BYTES:
         return f"bad_words are longer than {MAX_TEXT_BYTES} bytes together."
     structured = sampling.structured

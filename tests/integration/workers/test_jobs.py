@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -10,6 +11,7 @@ import pytest
 
 from broker import jetstream, jobs, subjects
 from broker.connection import Broker
+from broker.replylog import Claim, ReplyLog
 from broker.tokenizers import fetch_tokenizer
 from schemas import codec
 from schemas.ids import Fence, WorkerId
@@ -87,7 +89,10 @@ async def test_malformed_job_is_buried_and_answered(
     async with client(broker, config, tmp_path) as tester, in_process(config):
         job, unanswerable, good = tester.job(), tester.job(), tester.job()
         headers = {"Hr-Gateway": job.gateway, "Hr-Session": job.session}
-        for data in (b"\xc1 no messagepack", msgspec.msgpack.encode({"type": "job", "prompt_ids": "x"})):
+        not_utf8 = b"\x82\xa4type\xa3job\xa8response\xa1\xff"
+        too_deep = b"\x82\xa4type\xa3job\xa1x" + b"\x91" * 100_000
+        wrong_type = msgspec.msgpack.encode({"type": "job", "prompt_ids": "x"})
+        for data in (b"\xc1 no messagepack", not_utf8, too_deep, wrong_type):
             await broker.js.publish(subjects.job(job), data, headers=headers)
         await broker.js.publish(subjects.job(unanswerable), b"")
         await tester.submit(good)
@@ -244,6 +249,45 @@ async def test_a_job_that_comes_again_while_it_runs_goes_on_exactly(
         await tester.until_ended(job)
         await tester.until_all_acked()
         await tester.check(job)
+
+
+async def test_a_log_that_is_gone_ends_its_response(
+    broker: Broker, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    """A next writer would begin at token 0 again, and readers would take its tokens from n on."""
+    config = make_config(nats_server.config, ack_wait_s=0.9)
+    async with client(broker, config, tmp_path) as tester, in_process(config) as running:
+        job = tester.job(max_tokens=10_000, ignore_eos=True)
+        await tester.submit(job)
+        await until(lambda: tester.tokens_of(job) > 5)
+        await broker.js.purge_stream(subjects.REPLIES, subject=tester.log(job).fences_subject)
+        await tester.until_ended(job)
+        await tester.until_all_acked()
+        assert closed_of(tester, job).code == "internal_error"
+        assert not running.worker.runs
+
+
+async def test_a_bug_that_one_job_brings_out_costs_the_others_nothing(
+    broker: Broker, nats_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(nats_server.config)
+    claim = ReplyLog.claim
+
+    async def failing(log: ReplyLog, make_started: Callable[[int], Started]) -> Claim:
+        if log.fences_subject == tester.log(cursed).fences_subject:
+            raise ZeroDivisionError
+        return await claim(log, make_started)
+
+    async with client(broker, config, tmp_path) as tester, in_process(config):
+        good, cursed = tester.job(max_tokens=200, ignore_eos=True), tester.job()
+        monkeypatch.setattr(ReplyLog, "claim", failing)
+        await tester.submit(good, cursed)
+        await tester.until_ended(good, cursed)
+        await tester.until_all_acked()
+        assert closed_of(tester, cursed).code == "internal_error"
+        await tester.check(good)
+        (dead,) = await jetstream.last_messages(broker, subjects.DEAD, [f"hr.dead.*.{cursed.response}"])
+        assert codec.decode_dead_letter(dead.data).code == "invalid_job"
 
 
 async def test_fenced_off_worker_stops_without_a_word(

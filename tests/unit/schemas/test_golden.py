@@ -54,7 +54,20 @@ def test_fields_of_a_later_version_are_ignored(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(MESSAGES))
-@pytest.mark.parametrize("data", [b"", b"\xc1", b"\x80", b"\x81\xa4type\xa3xxx", b"\xff" * 40])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xc1",
+        b"\x80",
+        b"\x81\xa4type\xa3xxx",
+        b"\xff" * 40,
+        b"\x82\xa4type\xa3job\xa8response\xa1\xff",  # a string that is not UTF-8
+        b"\x82\xa4type\xa6tokens\xa1\xff\x01",
+        b"\x82\xa4type\xa6tokens\xa1x" + b"\x91" * 100_000,  # nested too deeply, in a field to be ignored
+        b"\x82\xa4type\xa7started\xa1x" + b"\x91" * 100_000,
+    ],
+)
 def test_malformed_bytes_are_refused(name: str, data: bytes) -> None:
     with pytest.raises(msgspec.DecodeError):
         DECODERS[name](data)

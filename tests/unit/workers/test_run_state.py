@@ -176,7 +176,7 @@ class World:
                 self.proof_of_end = not mine and ended
                 return s.Claimed(mine=mine, ended=ended and not mine, closed=draw(st.booleans()))
             case s.Look():
-                lease = draw(st.sampled_from(["mine", "lost", "ended", "unknown"]))
+                lease = draw(st.sampled_from(["mine", "lost", "ended", "gone", "unknown"]))
                 self.proof_of_end |= lease == "ended"
                 self.fenced_off |= lease == "lost"
                 return s.LeaseSeen(lease)  # type: ignore[arg-type]

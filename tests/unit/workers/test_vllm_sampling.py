@@ -67,6 +67,13 @@ def test_mistyped_sampling_cannot_be_decoded_and_is_refused_where_it_was_built_h
         (request(prompt=(1, 100)), "invalid_token_id", "prompt_ids"),
         (request(prompt=(-1,)), "invalid_token_id", "prompt_ids"),
         (request(prior=(100,)), "invalid_token_id", "prior_ids"),
+        (
+            request(prior=(5,), sampling=Sampling(max_tokens=8, structured=StructuredOutput(regex="a+"))),
+            "engine_rejected",
+            "continued",
+        ),
+        (request(sampling=Sampling(max_tokens=8, bad_words=("",))), "engine_rejected", "bad_words"),
+        (request(sampling=Sampling(max_tokens=8, bad_words=("x",) * 257)), "engine_rejected", "bad_words"),
         (request(sampling=Sampling(max_tokens=8, logit_bias={100: 1.0})), "invalid_token_id", "logit_bias"),
         (
             request(sampling=Sampling(max_tokens=8, stop_token_ids=(5, 100))),
