@@ -16,7 +16,8 @@ HEALTH_CHECK_S = 15
 
 def connect_redis(config: Redis) -> Client:
     """No connection is made yet. Commands answer bytes, and raise ``redis.RedisError`` within about twice
-    ``timeout_s``: a pooled connection that a restart has cut is replaced once, then it is an error."""
+    ``timeout_s``: a pooled connection that a restart has cut is replaced once, then it is an error. So a
+    command may run twice, the second time upon its own effect: callers must bear that."""
     pool = BlockingConnectionPool.from_url(
         config.url,
         timeout=POOL_WAIT_S,

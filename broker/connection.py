@@ -5,7 +5,8 @@ Hazards of nats-py 2.16 that are dealt with here, each read in its source:
 ``request()`` sits out its whole timeout when the connection breaks, so requests have an inbox of their own
 and fail at the moment of the break; a ``flush()`` or ``rtt()`` that is cancelled or times out kills the
 read loop when its PONG comes (``set_result`` on a cancelled future), so neither is used; ``drain()``
-swallows its own cancellation and may then hang, so closing writes out what is pending and closes.
+swallows its own cancellation and may then hang, so closing writes out what is pending and closes; a
+message whose subject or status line is not UTF-8 ends the read loop, so ``_Client`` reads them for it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
 from broker import metrics
+from broker.credentials import Credentials, CredentialsError
+from broker.settings import masked_urls
 from schemas.config import Nats
 from schemas.errors import HeadraceError
 
@@ -64,13 +67,35 @@ class _Waiter:
     answers: list[Msg] = field(default_factory=list)
 
 
+class _Client(Client):
+    """Reads what any publisher may send, so that nothing of it ends the read loop."""
+
+    def _build_message(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: Headers | None
+    ) -> Msg:
+        return self.msg_class(
+            subject=subject.decode(errors="replace"),
+            reply=reply.decode(errors="replace"),
+            data=data,
+            headers=headers,
+            _client=self,
+            _sid=sid,
+        )
+
+    async def _process_headers(self, headers: bytes) -> Headers | None:
+        try:
+            return await super()._process_headers(headers)
+        except (UnicodeDecodeError, IndexError):  # no status line, or one that is not text
+            return None
+
+
 class Broker:
     """``epoch`` grows at every reconnect: whatever was outstanding on the wire before it is lost."""
 
     def __init__(self, config: Nats, name: str) -> None:
         self.config = config
         self.name = name
-        self.nc = Client()
+        self.nc: Client = _Client()
         self.js: JetStreamContext = self.nc.jetstream()
         self.epoch = 0
         self._on_reconnect: list[Callable[[], None]] = []
@@ -85,7 +110,7 @@ class Broker:
     @classmethod
     async def connect(cls, config: Nats, *, name: str, wait_s: float = 30) -> Broker:
         """``name`` is shown by ``nats server report connections``. Tries for ``wait_s``, then raises
-        ``BrokerUnavailable``; refused credentials raise it at once."""
+        ``BrokerUnavailable``; refused or unreadable credentials and a bad address raise it at once."""
         broker = cls(config, name)
         try:
             async with asyncio.timeout(wait_s):
@@ -93,7 +118,7 @@ class Broker:
         except TimeoutError:
             await broker.close()
             raise BrokerUnavailable(
-                f"no NATS server at {config.url} after {wait_s:g} s ({broker._last_error}); "
+                f"no NATS server at {masked_urls(config.url)} after {wait_s:g} s ({broker._last_error}); "
                 "start one or set nats.url"
             ) from None
         except BaseException:
@@ -102,12 +127,29 @@ class Broker:
         return broker
 
     async def _connect(self) -> None:
+        try:
+            credentials = Credentials(self.config.credentials) if self.config.credentials else None
+        except CredentialsError as error:
+            raise BrokerUnavailable(str(error)) from None
+        try:
+            await self._connect_client(credentials)
+        except nats.errors.Error as error:  # not for a server that is absent: that one is tried again
+            raise BrokerUnavailable(
+                f"{error}: nats.url must be like nats://host:4222, and in a password / is written as %2F"
+            ) from None
+        self._inbox = self.nc.new_inbox()
+        await self.nc.subscribe(f"{self._inbox}.*", cb=self._answer)
+        metrics.BROKER_CONNECTED.set(1)
+        self._up.set()
+
+    async def _connect_client(self, credentials: Credentials | None) -> None:
         await self.nc.connect(
             servers=[url.strip() for url in self.config.url.split(",")],
             name=self.name,
             user=self.config.user or None,
             password=self.config.password or None,
-            user_credentials=self.config.credentials or None,
+            user_jwt_cb=credentials.jwt if credentials else None,
+            signature_cb=credentials.sign if credentials else None,
             ping_interval=PING_INTERVAL_S,
             max_outstanding_pings=2,
             max_reconnect_attempts=-1,
@@ -118,10 +160,6 @@ class Broker:
             reconnected_cb=self._reconnected,
             closed_cb=self._closed,
         )
-        self._inbox = self.nc.new_inbox()
-        await self.nc.subscribe(f"{self._inbox}.*", cb=self._answer)
-        metrics.BROKER_CONNECTED.set(1)
-        self._up.set()
 
     @property
     def connected(self) -> bool:
@@ -149,7 +187,8 @@ class Broker:
         self, subject: str, payload: bytes = b"", *, timeout_s: float = 2.0, headers: Headers | None = None
     ) -> Msg:
         """One answer. Raises ``NoAnswer`` (``broker_unavailable``): at once when disconnected, when the
-        connection breaks, when nobody listens, after ``timeout_s``."""
+        connection breaks, when nobody listens, after ``timeout_s``. Raises ``payload_too_large``, nothing
+        being sent, for what the server would close the connection for."""
         answers = await self._ask(subject, payload, None, timeout_s, headers)
         if not answers[0].data and answers[0].headers and answers[0].headers.get("Status") == "503":
             raise NoAnswer("no_responders", subject)
@@ -175,6 +214,13 @@ class Broker:
     ) -> list[Msg]:
         if not self.connected:
             raise NoAnswer("disconnected", subject)
+        size = len(payload) + headers_size(headers)
+        if size > self.nc.max_payload:
+            raise HeadraceError(
+                "payload_too_large",
+                f"A message of {size} bytes is more than the NATS server takes ({self.nc.max_payload}): "
+                "raise its max_payload.",
+            )
         inbox = f"{self._inbox}.{next(self._request_ids)}"
         waiter = _Waiter(is_last, asyncio.get_running_loop().create_future())
         self._waiting[inbox] = waiter
@@ -184,8 +230,6 @@ class Broker:
                 return await waiter.done
         except TimeoutError:
             raise NoAnswer("timeout", subject) from None
-        except nats.errors.MaxPayloadError:
-            raise
         except nats.errors.Error:
             raise NoAnswer("disconnected", subject) from None
         finally:
@@ -237,7 +281,7 @@ class Broker:
         self._last_error = text
         if "authorization violation" in text.lower() and not self._inbox:
             raise BrokerUnavailable(
-                f"{self.config.url} refuses these credentials; see nats.credentials, nats.user"
+                f"{masked_urls(self.config.url)} refuses these credentials; see nats.credentials, nats.user"
             )
 
     async def _disconnected(self) -> None:
@@ -252,7 +296,8 @@ class Broker:
         self._last_error = ""
         metrics.BROKER_CONNECTED.set(1)
         metrics.BROKER_RECONNECTS.inc()
-        log.info("reconnected to NATS at %s", self.nc.connected_url.netloc if self.nc.connected_url else "?")
+        url = self.nc.connected_url  # its netloc would hold the password
+        log.info("reconnected to NATS at %s", f"{url.hostname}:{url.port}" if url else "?")
         self._up.set()
         for callback in self._on_reconnect:
             try:
@@ -264,6 +309,14 @@ class Broker:
 
     async def _closed(self) -> None:
         self._finish()
+
+
+def headers_size(headers: Headers | None) -> int:
+    """Bytes on the wire; the server's max_payload counts them."""
+    if headers is None:
+        return 0
+    lines = sum(len(name.encode()) + len(value.encode()) + 4 for name, value in headers.items())
+    return len(b"NATS/1.0\r\n\r\n") + lines
 
 
 def unix_ms() -> int:

@@ -26,7 +26,6 @@ BATCH = 1000  # messages of one direct-get answer
 # err_code values of nats-server's errors.json
 CONSUMER_NOT_FOUND = 10014
 CONSUMER_EXISTS = 10148
-CONSUMER_NAME_IN_USE = 10013
 STREAM_NAME_IN_USE = 10058
 STREAM_NOT_FOUND = 10059
 NO_STORAGE = 10047

@@ -17,8 +17,8 @@ import nats.errors
 
 from broker import jetstream, subjects, topology
 from broker.allocation import allocate
-from broker.connection import Broker, Headers, NoAnswer
-from broker.pull import Delivery, PullLoop
+from broker.connection import Broker, Headers, NoAnswer, headers_size
+from broker.pull import Delivery, Loss, PullLoop
 from schemas import codec
 from schemas.errors import HeadraceError
 from schemas.ids import ModelToken, ResponseId
@@ -35,6 +35,11 @@ PARKED_S = 1.0
 PARKED_SCARCE_S = 0.1
 SILENCE_S = PARKED_S + 2.0  # a parked pull ends with a status; this much later it has been lost
 REPAIR_PAUSE_S = 0.1
+REPAIR_LIMIT_S = 2.0  # of one try; stop() must not wait longer for it than that and one request
+
+# What is kept of a dead letter that is too large.
+LETTER_LINES = 32
+LETTER_LINE = 200  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,28 +101,32 @@ async def find_job(broker: Broker, response: ResponseId) -> Job | None:
 
 
 async def bury(broker: Broker, model: ModelToken, letter: DeadLetter) -> None:
-    """Store a dead letter; once for one response within the duplicate window. Retried for 30 s."""
+    """Store a dead letter; once for one response within the duplicate window. Retried for 30 s. What the
+    server would not take whole is cut, and its message says so: the job itself stays in JOBS."""
     headers = {
         jetstream.MSG_ID: f"dead-{letter.response}",
         "Hr-Response": letter.response,
         "Hr-Code": letter.code,
     }
     subject = subjects.dead(model, letter.response)
-    await jetstream.publish_until_stored(broker, subject, codec.encode(letter), headers, timeout_s=30)
+    room = broker.nc.max_payload - max(jetstream.HEADERS_ALLOWANCE, headers_size(headers))
+    data = codec.encode(_cut_to(letter, room))
+    await jetstream.publish_until_stored(broker, subject, data, headers, timeout_s=30)
 
 
-async def backlog(broker: Broker, model: ModelToken) -> dict[tuple[Priority, Lane], int]:
-    """Jobs that no worker has pulled, by queue; a queue without a consumer is absent."""
-    counts: dict[tuple[Priority, Lane], int] = {}
-    for priority, lane in topology.QUEUES:
-        try:
-            counts[priority, lane] = await topology.pending_jobs(
-                broker, subjects.job_consumer(model, priority, lane)
-            )
-        except jetstream.ApiError as error:
-            if error.err_code != jetstream.CONSUMER_NOT_FOUND:
-                raise NoAnswer("no_responders", "backlog") from error
-    return counts
+def _cut_to(letter: DeadLetter, max_bytes: int) -> DeadLetter:
+    """A letter that takes ``max_bytes`` encoded: of a job a head, of its history the last lines."""
+    size = len(codec.encode(letter))
+    if size <= max_bytes:
+        return letter
+    cut = msgspec.structs.replace(
+        letter,
+        message=f"{letter.message[:LETTER_LINE]} (the letter took {size} bytes: job and history are cut)",
+        history=tuple(line[:LETTER_LINE] for line in letter.history[-LETTER_LINES:]),
+        job=b"",
+    )
+    room = max_bytes - len(codec.encode(cut)) - 8  # the length of what takes so much room
+    return msgspec.structs.replace(cut, job=letter.job[: max(0, room)])
 
 
 class JobDelivery:
@@ -156,22 +165,19 @@ class JobDelivery:
         log.warning("the ack of %s was not confirmed", self.delivery.subject)
         return False
 
-    async def nak(self, delay_s: float = 0.0) -> None:
-        """Give the job back, to be delivered again after ``delay_s``."""
-        await nak_delivery(self._broker, self.ack_subject, delay_s=delay_s)
+    async def nak(self) -> None:
+        """Give the job back, to be delivered again at once."""
+        await nak_delivery(self._broker, self.ack_subject)
 
     async def in_progress(self) -> None:
         """Hold the job for another ``ack_wait``."""
         await _send(self._broker, self.ack_subject, b"+WPI")
 
 
-async def nak_delivery(broker: Broker, ack_subject: str, *, delay_s: float = 0.0) -> None:
+async def nak_delivery(broker: Broker, ack_subject: str) -> None:
     """Have the delivery with this ack subject delivered again, whoever holds it. Not confirmed, and nothing
     while disconnected: ack_wait is the backstop."""
-    payload = b"-NAK"
-    if delay_s > 0:
-        payload += b" " + msgspec.json.encode({"delay": int(delay_s * 1e9)})
-    await _send(broker, ack_subject, payload)
+    await _send(broker, ack_subject, b"-NAK")
 
 
 async def _send(broker: Broker, ack_subject: str, payload: bytes) -> None:
@@ -193,6 +199,7 @@ class JobPuller:
         self._on_job = on_job
         self._free = 0
         self._stopping = False
+        self._has_consumers = False  # and they were there a moment ago
         self._turn = 0
         self._news = asyncio.Event()
         self._unwanted: list[JobDelivery] = []  # at most what was outstanding; given back by run()
@@ -207,11 +214,6 @@ class JobPuller:
             on_news=self._news.set,
             silence_s=SILENCE_S,
         )
-
-    @property
-    def free(self) -> int:
-        """Slots that run no job now."""
-        return self._free
 
     def set_free(self, slots: int) -> None:
         """So many more jobs may come from now on."""
@@ -230,8 +232,8 @@ class JobPuller:
         self._news.set()
 
     async def run(self) -> None:
-        """Returns after ``stop``. Raises what ``on_job`` raised, and ``TopologyError``."""
-        await topology.ensure_job_consumers(self._broker, self._model)
+        """Returns after ``stop``. Raises what ``on_job`` raised, and ``TopologyError``. While the broker is
+        away it waits; whether it comes back is for ``Broker.closed`` to tell."""
         try:
             for loop in self._loops:
                 await loop.open()
@@ -249,9 +251,14 @@ class JobPuller:
             if loop.failure is not None:
                 raise loop.failure
         await self._give_back()
-        if any(loop.lost for loop in self._loops):
-            await self._repair()
-        elif not self._stopping:
+        # Disconnected: nats-py would keep a pull for later, under an inbox that is forgotten by then.
+        if self._stopping or not self._broker.connected:
+            return
+        lost = {loop.lost for loop in self._loops if loop.lost is not None}
+        self._has_consumers &= lost <= {"reconnect"}
+        if lost or not self._has_consumers:
+            await self._repair(lost)
+        else:
             await self._ask()
 
     async def _wait(self) -> None:
@@ -286,14 +293,15 @@ class JobPuller:
         while self._unwanted:
             await self._unwanted.pop().nak()
 
-    async def _repair(self) -> None:
-        """Requests in flight are lost: make sure of the consumers, and ask anew."""
-        reasons = sorted({loop.lost for loop in self._loops if loop.lost is not None})
-        log.info("pulling jobs anew after %s", ", ".join(reasons))
+    async def _repair(self, lost: set[Loss]) -> None:
+        """Requests in flight are lost: make sure of the consumers, and ask anew. A stream that is gone ends
+        ``run`` and so the process, whose next start makes it again."""
+        if lost:
+            log.info("pulling jobs anew after %s", ", ".join(sorted(lost)))
         try:
-            await self._broker.wait_connected()
-            if reasons != ["reconnect"]:
-                await topology.ensure_job_consumers(self._broker, self._model)
+            if not self._has_consumers:
+                await topology.ensure_job_consumers(self._broker, self._model, limit_s=REPAIR_LIMIT_S)
+                self._has_consumers = True
             for loop in self._loops:
                 if loop.lost is not None:
                     await loop.open()

@@ -1,4 +1,4 @@
-"""Who is there: workers announce themselves in a KV bucket, gateways keep a roster, watchers ping.
+"""Who is there: workers announce themselves in a KV bucket and answer pings, gateways keep a roster.
 
 The roster listens to the bucket's subjects with a plain subscription, which works at once after a broker
 restart (nats-py's KV watch stays blind for 19 s), and loads the bucket at the start and at every reconnect.
@@ -27,6 +27,7 @@ from schemas.presence import WorkerCard
 log = logging.getLogger(__name__)
 
 MISSED_INTERVALS = 3  # not heard of for so many announcements: dead
+PRUNE_S = (0.1, 2.0)  # the roster looks for silent workers as often as the quickest announces, within these
 _PREFIX = f"$KV.{subjects.WORKERS_KV}."
 _OPERATION = "KV-Operation"  # header of a KV delete marker
 
@@ -54,18 +55,24 @@ async def _put(broker: Broker, worker: WorkerId, data: bytes, headers: dict[str,
 
 @dataclass(slots=True)
 class _Seen:
+    """Loop times. ``spared_at``: when it was last excused, for nobody could be heard."""
+
     card: WorkerCard
-    at: float  # loop time
+    at: float
+    spared_at: float = float("-inf")
+
+    @property
+    def stale_at(self) -> float:
+        return max(self.at, self.spared_at) + self.card.interval_s * MISSED_INTERVALS
 
 
 class Roster:
-    """The workers that are alive. ``interval_s`` is the workers' ``presence_interval_s``; age counts from
-    when a card was stored or heard here, never from a worker's clock, and not while the broker is away."""
+    """The workers that are alive. Age counts from when a card was stored or heard here, never from a
+    worker's clock, and not while the broker is away."""
 
-    def __init__(self, broker: Broker, *, interval_s: float = 2.0) -> None:
+    def __init__(self, broker: Broker) -> None:
         self.ready = asyncio.Event()
         self._broker = broker
-        self._stale_s = interval_s * MISSED_INTERVALS
         self._seen: dict[WorkerId, _Seen] = {}
         self._callbacks: list[Callable[[], None]] = []
         self._reload = asyncio.Event()
@@ -73,8 +80,8 @@ class Roster:
 
     def workers(self) -> list[WorkerCard]:
         """Alive workers, by id."""
-        oldest = self._clock() - self._stale_s if self._broker.connected else float("-inf")
-        return [seen.card for _, seen in sorted(self._seen.items()) if seen.at >= oldest]
+        now = self._clock() if self._broker.connected else float("-inf")
+        return [seen.card for _, seen in sorted(self._seen.items()) if seen.stale_at >= now]
 
     def on_change(self, callback: Callable[[], None]) -> None:
         """``callback`` is called when a worker appears, leaves or changes its state; not for mere load."""
@@ -89,7 +96,7 @@ class Roster:
             self.ready.set()
             while True:
                 try:
-                    async with asyncio.timeout(self._stale_s / MISSED_INTERVALS):
+                    async with asyncio.timeout(self._prune_s()):
                         await self._reload.wait()
                 except TimeoutError:
                     self._prune()
@@ -134,24 +141,27 @@ class Roster:
             metrics.UNDECODABLE.labels(stream=subjects.WORKERS_KV).inc()
             log.error("the card of worker %s does not decode: %s", worker, error)
             return
-        self._seen[worker] = _Seen(card, at)
-        if before is None or before.card.state != card.state or before.at < self._clock() - self._stale_s:
+        self._seen[worker] = _Seen(card, at, before.spared_at if before is not None else float("-inf"))
+        if before is None or before.card.state != card.state or before.stale_at < self._clock():
             self._changed()
+
+    def _prune_s(self) -> float:
+        quickest, slowest = PRUNE_S
+        return max(quickest, min((seen.card.interval_s for seen in self._seen.values()), default=slowest))
 
     def _prune(self) -> None:
         if not self._broker.connected:
             return
-        oldest = self._clock() - self._stale_s
-        gone = [worker for worker, seen in self._seen.items() if seen.at < oldest]
+        now = self._clock()
+        gone = [worker for worker, seen in self._seen.items() if seen.stale_at < now]
         for worker in gone:
-            log.warning("worker %s has not been heard of for %.0f s", worker, self._stale_s)
-            del self._seen[worker]
+            log.warning("worker %s has not been heard of for %.1f s", worker, now - self._seen.pop(worker).at)
         if gone:
             self._changed()
 
     def _reconnected(self) -> None:
         for seen in self._seen.values():  # nobody could be heard: everyone gets another chance
-            seen.at = self._clock()
+            seen.spared_at = self._clock()  # but a farewell that is stored counts
         self._reload.set()
 
     def _changed(self) -> None:

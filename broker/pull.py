@@ -2,7 +2,7 @@
 
 Pure accounting of what is asked for and has come, and the subscription under it. Must not know what the
 messages are, nor which consumer is worth asking. Semantics: ADR-13 and ADR-37 of the NATS project.
-Cost per message on top of nats-py's own callback path (6-13 us): see tests/bench; about 2 us here.
+A message costs about 2 us here, on top of the 6 to 13 us of nats-py's own callback path.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Reads the configuration: a TOML file, then the environment over it. Must not know what any key means."""
+"""Reads the configuration: a TOML file, then the environment over it. Must not know what any key means,
+but for those that contradict each other."""
 
 from __future__ import annotations
 
@@ -22,6 +23,10 @@ _OPEN_SECTION = "vllm"  # any key: the worker checks them against the engine's o
 _SERVICE_LINK = re.compile(
     r"HEADRACE_\w+?_(SERVICE_(HOST|PORT\w*)|PORT_\d+_(TCP|UDP|SCTP)\w*)|HEADRACE(_\w+)?_PORT"
 )
+
+# user:password@ or token@ of an address, of which there may be several, separated by commas. What a password
+# should not hold unescaped (@ / ,) is hidden all the same.
+_USERINFO = re.compile(r"(?<=://)(?:(?!,\w+://)\S)*@|(?:^|(?<=[,\s]))(?:(?!://)[^,\s])*@")
 
 Key = tuple[str, str]  # section and key
 
@@ -54,7 +59,24 @@ def read(path: Path | None, environ: Mapping[str, str]) -> Loaded:
     if reader.errors:
         raise ConfigError("\n".join(reader.errors))
     config = msgspec.convert(reader.values, Config)
+    if contradictions := list(_contradictions(config)):
+        raise ConfigError("\n".join(contradictions))
     return Loaded(config, reader.origins)
+
+
+def _contradictions(config: Config) -> Iterator[str]:
+    """What the broker must keep for as long as a response may run, and for as long again to resume it."""
+    nats, deadline_s = config.nats, config.gateway.deadline_s
+    if nats.replies_max_age_s < 2 * deadline_s:
+        yield (
+            f"nats.replies_max_age_s: {nats.replies_max_age_s:g} is less than twice gateway.deadline_s "
+            f"({deadline_s:g}): a reply log would lose its head; raise it, or lower gateway.deadline_s"
+        )
+    if nats.jobs_max_age_s < deadline_s:
+        yield (
+            f"nats.jobs_max_age_s: {nats.jobs_max_age_s:g} is less than gateway.deadline_s "
+            f"({deadline_s:g}): a job would go before its deadline; raise it, or lower gateway.deadline_s"
+        )
 
 
 def key_types() -> dict[Key, object]:
@@ -122,6 +144,8 @@ class _Reader:
                 self.errors.append(f"{where}: unknown key{_closest(key, known)}")
                 return
             type_ = self.types[section, key]
+            if not strict and get_origin(type_) is tuple and isinstance(value, str):
+                value = [part.strip() for part in value.split(",") if part.strip()]
             try:
                 value = msgspec.convert(value, type_, strict=strict)
             except msgspec.ValidationError as error:
@@ -144,6 +168,11 @@ def shown_values(config: Config) -> Iterator[tuple[str, str, object]]:
         items = table.items() if isinstance(table, dict) else msgspec.structs.asdict(table).items()
         for key, value in items:
             yield section, key, value
+
+
+def masked_urls(text: str) -> str:
+    """Addresses without user, password and token."""
+    return _USERINFO.sub("****@", text)
 
 
 def _closest(name: str, known: list[str] | tuple[str, ...]) -> str:

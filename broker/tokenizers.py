@@ -76,7 +76,8 @@ async def put_tokenizer(broker: Broker, name: str, folder: Path) -> None:
 async def fetch_tokenizer(broker: Broker, name: str, into: Path) -> Path:
     """The folder ``into/<name>`` with the files; taken from there if it exists already. Appears whole or not
     at all, however many processes fetch it. Raises ``HeadraceError``: ``model_not_found`` where there is no
-    such object, ``broker_unavailable``, ``internal_error`` where what is stored is damaged."""
+    such object, ``broker_unavailable``, ``internal_error`` where what is stored is damaged; ``OSError`` where
+    ``into`` cannot be written."""
     folder = into / _safe(name)
     if folder.is_dir():
         return folder
@@ -154,6 +155,10 @@ def _unpack(data: bytes, folder: Path) -> None:
                 if content is not None:
                     (unfinished / entry.name).write_bytes(content.read())
         os.replace(unfinished, folder)
+    except tarfile.TarError as error:
+        raise HeadraceError(
+            "internal_error", f"The stored tokenizer {folder.name!r} is no archive."
+        ) from error
     except OSError:
         if not folder.is_dir():  # else another process was faster, with the same files
             raise

@@ -28,6 +28,7 @@ PRESENCE_MAX_AGE_S = 60  # readers call a worker dead long before; this only swe
 DEAD_MAX_AGE_S = 7 * 24 * 3600
 DEAD_MAX_BYTES = 1 << 30
 MAX_DEADLINE_S = 3600  # no job older than this is worth running: where a re-created consumer begins
+CONSUMER_INACTIVE_S = 2 * 24 * 3600  # a model without workers: longer than any job of it is kept by default
 MAX_WAITING_PULLS = 4096  # six pulls a worker; the default of 512 is reached by 85 workers
 APPLY_LIMIT_S = 30.0
 
@@ -82,6 +83,16 @@ class StreamConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 _MUST_MATCH = ("subjects", "storage", "retention", "discard", "deny_delete")
 
 
+_CONSUMER_LIMITS = (
+    "description",
+    "ack_wait",
+    "max_deliver",
+    "max_ack_pending",
+    "max_waiting",
+    "inactive_threshold",
+)
+
+
 class ConsumerConfig(msgspec.Struct, frozen=True, kw_only=True):
     durable_name: str
     name: str
@@ -94,6 +105,7 @@ class ConsumerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_deliver: int
     max_ack_pending: int
     max_waiting: int
+    inactive_threshold: int
     replay_policy: str
     metadata: dict[str, str]
 
@@ -104,8 +116,6 @@ class _StreamInfo(msgspec.Struct, frozen=True):
 
 class _ConsumerInfo(msgspec.Struct, frozen=True):
     config: dict[str, Any]
-    num_pending: int = 0
-    num_ack_pending: int = 0
 
 
 def _stream(
@@ -216,23 +226,27 @@ async def apply(broker: Broker) -> None:
         await _patiently(partial(_apply_stream, broker, config))
 
 
-async def ensure_job_consumers(broker: Broker, model: ModelToken) -> None:
+async def ensure_job_consumers(broker: Broker, model: ModelToken, *, limit_s: float = APPLY_LIMIT_S) -> None:
     """The six durable pull consumers which all workers of a model share. Idempotent; a deleted one is made
-    again, beginning one deadline ago: older jobs have ended, and their logs may be gone already."""
+    again, beginning one deadline ago: older jobs have ended, and their logs may be gone already. The server
+    removes them two days after the last pull. Raises ``TopologyError``, at once where the stream is gone,
+    and ``NoAnswer`` or a passing ``ApiError`` after ``limit_s``."""
     for priority, lane in QUEUES:
-        await _patiently(partial(_ensure_consumer, broker, model, priority, lane))
+        try:
+            await _patiently(partial(_ensure_consumer, broker, model, priority, lane), limit_s)
+        except ApiError as error:
+            if error.passing:
+                raise
+            name = subjects.job_consumer(model, priority, lane)
+            raise TopologyError(
+                f"stream {subjects.JOBS}, consumer {name}: the server refuses it: {error}"
+            ) from None
 
 
-async def pending_jobs(broker: Broker, consumer: str) -> int:
-    """Jobs of one consumer that no worker has pulled. Raises ``ApiError``, ``NoAnswer``."""
-    info = await jetstream.call(broker, f"CONSUMER.INFO.{subjects.JOBS}.{consumer}", b"", _ConsumerInfo)
-    return info.num_pending
-
-
-async def _patiently(step: Callable[[], Awaitable[None]]) -> None:
+async def _patiently(step: Callable[[], Awaitable[None]], limit_s: float = APPLY_LIMIT_S) -> None:
     """JetStream comes up after the server accepts connections: until then nobody answers, or 503."""
     loop = asyncio.get_running_loop()
-    give_up = loop.time() + APPLY_LIMIT_S
+    give_up = loop.time() + limit_s
     while True:
         try:
             await step()
@@ -316,6 +330,7 @@ async def _ensure_consumer(broker: Broker, model: ModelToken, priority: Priority
         max_deliver=-1,
         max_ack_pending=-1,
         max_waiting=MAX_WAITING_PULLS,
+        inactive_threshold=int(CONSUMER_INACTIVE_S * NS),
         replay_policy="instant",
         metadata={"headrace": "1"},
     )
@@ -335,11 +350,7 @@ async def _ensure_consumer(broker: Broker, model: ModelToken, priority: Priority
     for field in ("filter_subject", "ack_policy", "replay_policy"):
         if have.get(field) != wanted[field]:
             raise TopologyMismatch(f"{subjects.JOBS} > {name}", field, have.get(field), wanted[field])
-    drifted = {
-        f: wanted[f]
-        for f in ("description", "ack_wait", "max_deliver", "max_ack_pending", "max_waiting")
-        if have.get(f) != wanted[f]
-    }
+    drifted = {f: wanted[f] for f in _CONSUMER_LIMITS if have.get(f) != wanted[f]}
     if drifted:
         await _put_consumer(broker, want, {**have, **drifted}, "update")
 

@@ -67,13 +67,16 @@ class PartProcess:
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def last_lines(self) -> list[str]:
-        """The end of what this process has written."""
+        """The end of what this process has written; nothing where the log cannot be read."""
         if self._log is None:
             return []
-        with self._log.open("rb") as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(self._log_start, end - _SHOWN_BYTES))
-            return file.read().decode(errors="replace").splitlines()[-_SHOWN_LINES:]
+        try:
+            with self._log.open("rb") as file:
+                end = file.seek(0, os.SEEK_END)
+                file.seek(max(self._log_start, end - _SHOWN_BYTES))
+                return file.read().decode(errors="replace").splitlines()[-_SHOWN_LINES:]
+        except OSError:
+            return []
 
 
 def describe_exit(status: int) -> str:

@@ -65,7 +65,8 @@ class Progress:
 
     def crashed(self, keeper: Keeper, how: str, last_lines: list[str], retry_s: float | None) -> None:
         next_ = "giving up" if retry_s is None else f"starting it again in {retry_s:g} s"
-        self.line(f"{keeper.part.id} (pid {keeper.pid}) {how}; {next_}")
+        pid = f" (pid {keeper.pid})" if keeper.pid else ""
+        self.line(f"{keeper.part.id}{pid} {how}; {next_}")
         for line in last_lines:
             self.line(f"    {line}")
 

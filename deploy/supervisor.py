@@ -47,20 +47,19 @@ class Keeper:
         """Runs until stopped. ``settled``: all parts have been ready once; from then on never gives up."""
         backoff = Backoff()
         while not self._stopping.is_set():
-            process = self._process = await PartProcess.start(self.part.argv, self.part.environ, self._log)
-            self.pid = process.pid
-            self._enter("starting")
-            if self._stopping.is_set():  # asked while the process was being made
-                process.kill()
-            status, healthy_s = await self._live(process)
+            try:
+                self._process = await PartProcess.start(self.part.argv, self.part.environ, self._log)
+            except OSError as error:  # no memory, no file descriptor, no room on the disk: it may pass
+                self._process, self.pid = None, 0
+                how, hopeless, healthy_s = f"cannot be started: {error}", False, 0.0
+            else:
+                status, healthy_s = await self._run(self._process)
+                how, hopeless = describe_exit(status), status == _USAGE_ERROR
             if self._stopping.is_set():
                 break
             delay_s = backoff.crashed(healthy_s)
-            hopeless = status == _USAGE_ERROR or backoff.crashes >= _CRASHES_AT_START
-            self.gave_up = hopeless and not settled()
-            self._report.crashed(
-                self, describe_exit(status), process.last_lines(), None if self.gave_up else delay_s
-            )
+            self.gave_up = (hopeless or backoff.crashes >= _CRASHES_AT_START) and not settled()
+            self._report.crashed(self, how, self.last_lines(), None if self.gave_up else delay_s)
             self._enter("crashed")
             if self.gave_up:
                 return
@@ -87,8 +86,12 @@ class Keeper:
     def last_lines(self) -> list[str]:
         return self._process.last_lines() if self._process is not None else []
 
-    async def _live(self, process: PartProcess) -> tuple[int, float]:
+    async def _run(self, process: PartProcess) -> tuple[int, float]:
         """The exit status, and how long it had been ready."""
+        self.pid = process.pid
+        self._enter("starting")
+        if self._stopping.is_set():  # asked while the process was being made
+            process.kill()
         loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as group:
             probing = group.create_task(self._probe(), name=f"probe {self.part.id}")

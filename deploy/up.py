@@ -195,7 +195,10 @@ class _Up:
         run = RunFile(self._plan.url, parts)
         if run == self._written:
             return
-        self._data_dir.write_run_file(run)
+        try:
+            self._data_dir.write_run_file(run)
+        except OSError as error:  # such as a full disk: what runs is worth more than the note of it
+            self._progress.line(f"run.json could not be written, and everything goes on: {error}")
         if self._written is None:
             self._table.close()
             self._greet()

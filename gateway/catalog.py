@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from schemas.presence import WorkerCard
 
 log = logging.getLogger(__name__)
 
+RETRY_S = 10.0  # a tokenizer that could be fetched and not be used is fetched again after so long
 MAX_MODELS = 256  # remembered; beyond, those without workers are forgotten, the oldest first
 
 
@@ -44,13 +46,33 @@ class ModelCard:
     created_unix_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Loading:
+    task: asyncio.Task[ChatTokenizer]
+    began_s: float
+
+    @property
+    def failure(self) -> BaseException | None:
+        """None: it is under way, or there."""
+        if not self.task.done():
+            return None
+        return asyncio.CancelledError() if self.task.cancelled() else self.task.exception()
+
+    @property
+    def is_worth_another_try(self) -> bool:
+        failure = self.failure
+        if isinstance(failure, HeadraceError) and failure.code == "internal_error":
+            return time.monotonic() - self.began_s > RETRY_S
+        return failure is not None
+
+
 class Catalog:
     def __init__(self, broker: Broker, roster: Roster, *, default_model: str = "") -> None:
         self._broker = broker
         self._roster = roster
         self._default = default_model
         self._known: dict[ModelToken, ModelCard] = {}
-        self._loading: dict[str, asyncio.Task[ChatTokenizer]] = {}  # by tokenizer name; kept when done
+        self._loading: dict[str, _Loading] = {}  # by tokenizer name; kept when done, while a model has it
         self._changed = asyncio.Event()
         roster.on_change(self._changed.set)
 
@@ -59,6 +81,7 @@ class Catalog:
         while True:
             self._changed.clear()
             models = self.models()
+            self._forget_tokenizers()
             for card in self._known.values():
                 metrics.WORKERS_ALIVE.labels(model=card.name).set(card.workers)
             for card in models:
@@ -84,8 +107,8 @@ class Catalog:
         return [card.name for card in self.models() if not self.has_tokenizer(card)]
 
     def has_tokenizer(self, card: ModelCard) -> bool:
-        task = self._loading.get(card.tokenizer)
-        return task is not None and task.done() and not task.cancelled() and task.exception() is None
+        loading = self._loading.get(card.tokenizer)
+        return loading is not None and loading.task.done() and loading.failure is None
 
     def resolve(self, name: str) -> ModelCard:
         """``name``: a served name or a model token; empty for the default. Raises ``HeadraceError``:
@@ -114,20 +137,34 @@ class Catalog:
 
     async def tokenizer(self, card: ModelCard) -> ChatTokenizer:
         """From memory, the cache folder, or the object store. Raises ``HeadraceError``."""
-        task = self._loading.get(card.tokenizer)
-        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+        loading = self._loading.get(card.tokenizer)
+        if loading is None or loading.is_worth_another_try:
             task = asyncio.create_task(self._load(card.tokenizer), name=f"tokenizer {card.tokenizer}")
-            self._loading[card.tokenizer] = task
-        return await asyncio.shield(task)  # shared: one asker's cancellation is not the others'
+            loading = self._loading[card.tokenizer] = _Loading(task, time.monotonic())
+        return await asyncio.shield(loading.task)  # shared: one asker's cancellation is not the others'
 
     async def close(self) -> None:
         """End what is loading."""
-        for task in self._loading.values():
+        tasks = [loading.task for loading in self._loading.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._loading.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _forget_tokenizers(self) -> None:
+        """Those of models that are forgotten. One that is loading may have someone who waits for it."""
+        wanted = {card.tokenizer for card in self._known.values()}
+        for name, loading in list(self._loading.items()):
+            if name not in wanted and loading.task.done():
+                del self._loading[name]
 
     async def _load(self, name: str) -> ChatTokenizer:
-        folder = await fetch_tokenizer(self._broker, name, tokenizer_cache())
+        try:
+            folder = await fetch_tokenizer(self._broker, name, tokenizer_cache())
+        except OSError as error:
+            log.error("tokenizer %s cannot be stored, set HEADRACE_CACHE_DIR: %s", name, error)
+            raise HeadraceError(
+                "internal_error", "The gateway cannot store the model's tokenizer: try again later."
+            ) from error
         tokenizer = await asyncio.to_thread(ChatTokenizer.load, folder)
         log.info("tokenizer %s is loaded", name)
         return tokenizer
@@ -149,11 +186,15 @@ class Catalog:
 
 
 def tokenizer_cache() -> Path:
-    """``HEADRACE_CACHE_DIR``, else ``headrace`` in the user's cache (XDG base directory specification)."""
-    if own := os.environ.get("HEADRACE_CACHE_DIR"):
-        root = Path(own).expanduser()
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headrace"
+    """``HEADRACE_CACHE_DIR``, else ``headrace`` in the user's cache (XDG base directory specification).
+    Raises ``FileNotFoundError`` where that is in a home and this user has none."""
+    try:
+        if own := os.environ.get("HEADRACE_CACHE_DIR"):
+            root = Path(own).expanduser()
+        else:
+            root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headrace"
+    except RuntimeError as error:
+        raise FileNotFoundError(str(error)) from error
     return root / "tokenizers"
 
 

@@ -28,7 +28,7 @@ class Turn(msgspec.Struct, frozen=True, array_like=True):
 class Context(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """``ids``: the last turn's prompt and completion, of ``model``; empty when they no longer spell the
     turns. ``tail``: text of the last answer that ``ids`` do not hold. ``session``: names the reply
-    session, the same over all turns. ``last``: the response that made the last turn."""
+    session, the same over all turns."""
 
     turns: tuple[Turn, ...] = ()
     system: str | None = None
@@ -36,7 +36,6 @@ class Context(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ids: tuple[int, ...] = ()
     tail: str = ""
     session: str = ""
-    last: str = ""
 
     def messages(self) -> list[ChatMessage]:
         """The whole conversation, system message first."""
@@ -74,7 +73,7 @@ def read_verdict(job: Job, log: LogReader, detokenizer: Detokenizer) -> tuple[Co
     """What an ended response came to, read from its log alone. None: it has not ended. A stop string ends
     it, whether or not a gateway lived to close the log."""
     ids = log.ids if log.end is None else log.ids[: log.end.total]
-    done = complete(detokenizer, ids, job.presentation.stop)
+    done = complete(detokenizer, ids, job.presentation.stop, job.sampling.min_tokens)
     if done.stopped:
         return done, stopped(job, done.total, log.end)
     return None if log.end is None else (done, verdict(job, log.end))
@@ -83,8 +82,9 @@ def read_verdict(job: Job, log: LogReader, detokenizer: Detokenizer) -> tuple[Co
 def fold(
     context: Context, job: Job, log: LogReader, detokenizer: Detokenizer, *, rounds: int
 ) -> Context | None:
-    """The context with the job's turn, whichever gateway folds it. None where there is nothing to remember:
-    the response failed, or was cancelled before it said anything."""
+    """The context with the job's turn, whichever gateway folds it; the job's prompt must have been built
+    from ``context``. None where there is nothing to remember: the response failed, or was cancelled before
+    it said anything."""
     read = read_verdict(job, log, detokenizer)
     if read is None:
         return None
@@ -100,8 +100,27 @@ def fold(
         ids=(*job.prompt_ids, *log.ids[: done.exact]),
         tail=done.tail,
         session=context.session,
-        last=job.response,
     )
     while len(folded.turns) > rounds:
         folded = folded.without_oldest()
     return folded
+
+
+def fold_found(
+    context: Context, job: Job, log: LogReader, detokenizer: Detokenizer, *, rounds: int
+) -> Context | None:
+    """As ``fold``, for a job that is found with its turn still to be folded in. It may have run without the
+    memory (Redis was away when it began): its ids then spell only its own turn, and are not kept, so that
+    the next prompt is encoded from the text of all turns."""
+    folded = fold(context, job, log, detokenizer, rounds=rounds)
+    if folded is None or _extends(job, context):
+        return folded
+    return msgspec.structs.replace(folded, ids=(), tail="")
+
+
+def _extends(job: Job, context: Context) -> bool:
+    """Whether it shows that the job's prompt holds all that is remembered."""
+    if not context.turns:
+        return True
+    known = len(context.ids)
+    return known > 0 and context.model == job.model and job.prompt_ids[:known] == context.ids

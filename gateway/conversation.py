@@ -26,7 +26,8 @@ from broker.jobs import find_job
 from broker.log_reader import LogReader
 from broker.replylog import ReplyLog
 from broker.topology import MAX_DEADLINE_S
-from gateway.context import Context, fold, read_verdict
+from gateway.breaker import Breaker
+from gateway.context import Context, fold, fold_found, read_verdict
 from gateway.generation import Generation
 from gateway.live import Memory
 from gateway.tokenizer import ChatTokenizer
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 UNPUBLISHED_S = 10.0  # a claim so young may belong to a job that is about to be stored
 OVERDUE_S = 5.0  # past its deadline by so much, a response that nobody ended is ended by who reads it
 AWAY_S = 1.0  # after an error Redis is left alone for so long, or each request would wait for its timeout
+PROBE_S = 5.0  # a request that asks it again has told within this time, or was cancelled
 
 # KEYS: context, claim. ARGV: holder, new context or "", context TTL s, new holder or "", claim TTL s.
 _FOLD = """
@@ -57,7 +59,7 @@ TokenizerOf = Callable[[Job], Awaitable[ChatTokenizer]]
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What a new turn continues. ``claimed``: the conversation whose claim this turn holds."""
+    """What a new turn continues. ``claimed``: the conversation whose claim this turn holds for sure."""
 
     response: ResponseId
     tenant: TenantId
@@ -87,20 +89,21 @@ class Conversations:
         self._ttl_s = max(1, int(ttl_s))
         self._tokenizer_of = tokenizer_of
         self._is_live = is_live
-        self._away_until_s = 0.0
+        self._breaker = Breaker(pause_s=AWAY_S, probe_s=PROBE_S)
         self._folding: dict[ResponseId, asyncio.Event] = {}  # set when the turn is in Redis (or is lost)
 
     async def open(self, generation: Generation, response: ResponseId) -> Opened:
         """Raises ``HeadraceError``: conversation_busy, previous_response_not_found, context_unavailable,
-        broker_unavailable. What was opened must be closed or abandoned."""
+        broker_unavailable. What was opened must be closed or abandoned; abandoned also where this raises,
+        a cancellation included: the claim may have been set."""
         tenant = generation.tenant
         if generation.previous_response_id is not None:
             context = await self._previous(tenant, generation.previous_response_id)
             return Opened(response, tenant, _in_session(context, response), "on")
-        name = generation.conversation
+        name = _name_of(generation)
         if name is None:
             return Opened(response, tenant, Context(session=response), "none")
-        empty = Context(session=f"conversation:{name}")
+        empty = Context(session=name)
         if self._is_away():
             return Opened(response, tenant, empty, "unavailable")
         try:
@@ -108,6 +111,7 @@ class Conversations:
                 return Opened(response, tenant, await self._get(self._key(tenant, name)) or empty, "on")
             context = await self._claim(tenant, name, response) or empty
         except RedisError as error:
+            # If the claim was set all the same, the next turn settles it: it folds this one in from its log.
             self._failed(error)
             return Opened(response, tenant, empty, "unavailable")
         return Opened(response, tenant, context, "on", claimed=name)
@@ -139,34 +143,39 @@ class Conversations:
             if done is not None:
                 done.set()
 
-    async def abandon(self, opened: Opened) -> None:
-        """The turn never became a response: give back the claim. Without Redis it runs out by itself."""
-        if opened.claimed is None:
+    async def abandon(self, generation: Generation, response: ResponseId) -> None:
+        """The turn never became a response: give back its claim, if it has one. Without Redis the claim
+        counts for ``UNPUBLISHED_S``, as there is no job."""
+        name = _name_of(generation)
+        if name is None or not generation.store:
             return
         try:
-            await self._fold(self._key(opened.tenant, opened.claimed), opened.response, None, "")
+            await self._fold(self._key(generation.tenant, name), response, None, "")
         except RedisError as error:
             self._failed(error)
 
     # -- by name ------------------------------------------------------------------------------------
 
     async def _claim(self, tenant: TenantId, name: str, response: ResponseId) -> Context | None:
-        """Become the conversation's turn in flight. Raises conversation_busy, ``RedisError``."""
+        """Become the conversation's turn in flight. Raises conversation_busy, ``RedisError``.
+
+        The context is read with the claim, in one transaction: what is read is what the claim protects. The
+        client may send a command twice, so the holder that is found may be this response itself."""
         key = self._key(tenant, name)
         for _ in range(3):
-            async with self._redis.pipeline(transaction=False) as pipe:
-                pipe.getex(key, ex=self._ttl_s)
+            async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.set(_claim_key(key), response, nx=True, get=True, ex=self._claim_ttl_s)
-                stored, holder = await pipe.execute()
+                pipe.getex(key, ex=self._ttl_s)
+                holder, stored = await pipe.execute()
             self._answered()
             context = _decode(stored)
-            if holder is None:
+            if holder is None or holder.decode() == response:
                 return context
             other = ResponseId(holder.decode())
             if (folding := self._folding.get(other)) is not None:
                 await folding.wait()
                 continue
-            settled = await self._settle(tenant, other, context or Context(session=f"conversation:{name}"))
+            settled = await self._settle(tenant, other, context or Context(session=name))
             if await self._fold(key, other, settled, response):
                 return settled or context
         raise _busy()
@@ -239,7 +248,7 @@ class Conversations:
         detokenizer = tokenizer.detokenizer
         if ended.end is None and read_verdict(job, ended, detokenizer) is None:
             raise _busy()
-        return await asyncio.to_thread(fold, context, job, ended, detokenizer, rounds=self._rounds)
+        return await asyncio.to_thread(fold_found, context, job, ended, detokenizer, rounds=self._rounds)
 
     # -- Redis --------------------------------------------------------------------------------------
 
@@ -263,25 +272,32 @@ class Conversations:
 
     def _key(self, tenant: TenantId, name: str) -> str:
         """Braces: both keys of a conversation live on one node of a Redis cluster."""
-        return f"hr:conversation:{{{session_token(self._secret, tenant, f'conversation:{name}')}}}"
+        return f"hr:conversation:{{{session_token(self._secret, tenant, name)}}}"
 
     def _key_of_response(self, tenant: TenantId, response: ResponseId) -> str:
         return f"hr:context:{session_token(self._secret, tenant, response)}"
 
     def _is_away(self) -> bool:
-        return time.monotonic() < self._away_until_s
+        return not self._breaker.allows(time.monotonic())
 
     def _failed(self, error: RedisError) -> None:
-        if not self._away_until_s:
+        if self._breaker.failed(time.monotonic()):
             log.warning("Redis does not answer, chat goes on without memory: %s", error)
-        self._away_until_s = time.monotonic() + AWAY_S
         metrics.CACHE_DEGRADED.set(1)
 
     def _answered(self) -> None:
-        if self._away_until_s:
+        if self._breaker.answered():
             log.info("Redis answers again")
-            self._away_until_s = 0.0
             metrics.CACHE_DEGRADED.set(0)
+
+
+def _name_of(generation: Generation) -> str | None:
+    """The conversation's name among all of its tenant's: users of the simple chat are in a name space of
+    their own, which no ``conversation`` that a client names can reach."""
+    name = generation.conversation
+    if name is None or generation.previous_response_id is not None:
+        return None
+    return f"{'simple' if generation.api == 'simple' else 'conversation'}:{name}"
 
 
 def _claim_key(key: str) -> str:

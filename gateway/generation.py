@@ -72,7 +72,9 @@ class Text:
 @dataclass(frozen=True, slots=True)
 class Ended:
     """The one terminal update. ``total``: tokens of the completion that count. ``timings`` are the
-    worker's; ``edge_ms`` is request received to job stored, ``ttft_ms`` request received to first text."""
+    worker's, None where none has told any (a stop string, a cancel: ``usage.cached_tokens`` is not known
+    then, either); ``edge_ms`` is request received to job stored, ``ttft_ms`` request received to first
+    text."""
 
     outcome: Outcome
     total: int
@@ -80,7 +82,7 @@ class Ended:
     code: str | None = None
     message: str = ""
     usage: Usage = field(default_factory=Usage)
-    timings: Timings = field(default_factory=Timings)
+    timings: Timings | None = None
     edge_ms: float = 0.0
     ttft_ms: float | None = None
     total_ms: float = 0.0

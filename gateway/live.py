@@ -7,9 +7,13 @@ position. Must not know how messages arrive, nor how they are shown.
 from __future__ import annotations
 
 import asyncio
+import copy
+import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Literal, Protocol
+
+import msgspec
 
 from broker.log_reader import LogReader
 from gateway.generation import Ended, Generation, Started, Text, Update
@@ -17,9 +21,14 @@ from gateway.outcome import Verdict, stopped, verdict
 from gateway.text import Detokenizer, TextStream
 from schemas.ids import ResponseId, TenantId
 from schemas.job import Job
-from schemas.reply import ReplyMessage, Usage
+from schemas.reply import ReplyMessage
 
 Memory = Literal["none", "on", "unavailable"]  # of the conversation: not asked for, kept, Redis is away
+
+# what an ended response takes, about
+FIXED_BYTES = 4096
+TOKEN_BYTES = 100  # an int and its place in a list; a piece of text and its place
+LOGPROB_BYTES = 120  # one alternative, or the chosen token's own
 
 
 def now_ms() -> float:
@@ -66,7 +75,7 @@ class Live:
         self._received_unix_ms = generation.received_unix_ms or float(job.created_unix_ms)
         self._log = LogReader()
         self._detokenizer = detokenizer
-        self._stream = TextStream(detokenizer, job.presentation.stop)
+        self._stream = TextStream(detokenizer, job.presentation.stop, job.sampling.min_tokens)
         self._pieces: list[str] = []  # text released by token k+1; after the end, also the flush
         self._solid = 0  # pieces up to the last one that is not empty
         self._readers: list[LiveReader] = []
@@ -107,18 +116,31 @@ class Live:
         return self._log.ids[: self.total]
 
     @property
-    def usage(self) -> Usage:
-        if self.end is not None:
-            return self.end.usage
-        return Usage(prompt_tokens=len(self.job.prompt_ids), completion_tokens=self.total)
-
-    @property
     def wants_logprobs(self) -> bool:
         return self.job.sampling.logprobs is not None
 
     @property
     def attended(self) -> bool:
         return bool(self._readers)
+
+    def for_keeping(self) -> Live:
+        """This ended response without what it took to make it: its prompt, and its readers."""
+        kept = copy.copy(self)
+        shown = msgspec.structs.replace(self.job.presentation, user_text="", input=())
+        kept.job = msgspec.structs.replace(self.job, prompt_ids=(), presentation=shown)
+        kept.generation = dataclasses.replace(self.generation, messages=())
+        kept._log = copy.copy(self._log)
+        kept._log.end = None  # its message repeats the whole completion; what it came to is in ``end``
+        kept._readers = []
+        return kept
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory of the completion, about: an estimate from measured sizes of Python's objects."""
+        entries = (1 + (self.job.sampling.logprobs or 0)) * len(self._log.logprobs)
+        tokens = max(len(self._log.ids), len(self._pieces))
+        shown = len(self.generation.echo) + sum(map(len, self.generation.stop))
+        return FIXED_BYTES + TOKEN_BYTES * tokens + LOGPROB_BYTES * entries + 4 * len(self.text) + shown
 
     def token_text(self, token_id: int) -> str:
         """One token by itself, for log probabilities; half a character shows as U+FFFD."""

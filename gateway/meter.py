@@ -7,7 +7,6 @@ from functools import lru_cache
 
 from broker.metrics import GATEWAY
 from gateway.generation import Ended
-from schemas.reply import Timings
 
 
 class Meter:
@@ -23,8 +22,8 @@ class Meter:
         self._model.waiting.inc()
 
     def withdrawn(self) -> None:
-        """It was not accepted after all."""
-        self._model.waiting.dec()
+        """It was not accepted after all; a worker may have begun it all the same."""
+        (self._model.running if self._started else self._model.waiting).dec()
 
     def started(self) -> None:
         self._started = True
@@ -46,12 +45,9 @@ class Meter:
         (self._model.running if self._started else self._model.waiting).dec()
         self._model.end_to_end_s.observe(max(0.0, time.time() - self._received_s))
         self._model.prompt_tokens.inc(end.usage.prompt_tokens)
-        if end.timings != _UNKNOWN:
+        if end.timings is not None:
             self._model.queue_wait_s.observe(end.timings.queue_ms / 1000)
         GATEWAY.requests.labels(model=self._model.name, outcome=end.outcome).inc()
-
-
-_UNKNOWN = Timings()  # no worker has told any
 
 
 def refused(model: str) -> None:

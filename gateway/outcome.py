@@ -5,7 +5,7 @@ A stop string found in the text overrides whatever ended the log after it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from broker.log_reader import LogEnd
@@ -23,13 +23,13 @@ class Verdict:
     reason: FinishReason | Literal["cancelled", "deadline"] | None = None
     code: str | None = None
     message: str = ""
-    timings: Timings = field(default_factory=Timings)
+    timings: Timings | None = None
 
 
 def stopped(job: Job, total: int, end: LogEnd | None) -> Verdict:
     """A stop string was completed by token ``total``."""
     usage = _usage(job, total, end)
-    timings = end.message.timings if end and isinstance(end.message, Finished) else Timings()
+    timings = end.message.timings if end and isinstance(end.message, Finished) else None
     return Verdict("completed", total, usage, reason="stop", timings=timings)
 
 

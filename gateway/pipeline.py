@@ -10,9 +10,10 @@ import asyncio
 import logging
 import secrets
 import time
-from collections import deque
 from collections.abc import Coroutine
+from dataclasses import replace
 
+import msgspec
 from redis.asyncio import Redis
 
 from broker.connection import Broker, NoAnswer
@@ -25,6 +26,7 @@ from gateway import closer, meter, prompt
 from gateway.catalog import Catalog, ModelCard
 from gateway.context import present
 from gateway.conversation import Conversations, Opened
+from gateway.ended import EndedResponses
 from gateway.generation import Generation
 from gateway.live import Live
 from gateway.meter import Meter
@@ -45,9 +47,6 @@ from schemas.job import Job, Presentation
 from schemas.reply import Closed, ReplyMessage
 
 log = logging.getLogger(__name__)
-
-KEEP_ENDED_S = 300.0  # an ended response can be read again here for so long,
-MAX_ENDED = 1000  # and so many at most: the oldest are dropped
 
 
 class _Entry:
@@ -78,7 +77,7 @@ class Pipeline:
         self._limits = config.gateway
         self._broker = broker
         self._secret = (config.security.secret or secrets.token_hex(32)).encode()
-        self._roster = Roster(broker, interval_s=config.worker.presence_interval_s)
+        self._roster = Roster(broker)
         self._catalog = Catalog(broker, self._roster, default_model=config.gateway.default_model)
         self._tail = ReplyTail(broker, self.gateway, on_message=self._on_message)
         self._conversations = Conversations(
@@ -91,11 +90,11 @@ class Pipeline:
             is_live=lambda response: response in self._entries,
         )
         self._entries: dict[ResponseId, _Entry] = {}  # in flight
-        self._ended: dict[ResponseId, Live] = {}
-        self._ended_order: deque[tuple[float, ResponseId]] = deque()
+        self._ended = EndedResponses()
         self._submitting = 0
+        self._disowned = 0  # refused jobs that may be stored: with them, too, no more than max_responses
         self._tasks: asyncio.TaskGroup | None = None
-        self._background: set[asyncio.Task[None]] = set()  # at most a few for each response in flight
+        self._background: set[asyncio.Task[None]] = set()  # a few for each response in flight or disowned
         self._draining = False
         self._quiet = asyncio.Event()  # set while nothing is in flight; looked at by drain
         self._quiet.set()
@@ -112,6 +111,7 @@ class Pipeline:
                 tasks.create_task(self._tail.run(), name="reply-tail")
                 tasks.create_task(self._roster.run(), name="roster")
                 tasks.create_task(self._catalog.run(), name="catalog")
+                tasks.create_task(self._ended.run(), name="ended-responses")
         finally:
             self._tasks = None
             for entry in self._entries.values():
@@ -172,10 +172,7 @@ class Pipeline:
             raise
         except ApiError as error:  # JetStream is starting, electing, or full
             meter.refused(model)
-            log.warning("a request is refused: %s", error)
-            raise HeadraceError(
-                "broker_unavailable", "The queue cannot be used right now: try again."
-            ) from error
+            raise _refused(error) from error
         finally:
             self._submitting -= 1
             self._note_quiet()
@@ -185,13 +182,13 @@ class Pipeline:
             raise HeadraceError("going_away", "This gateway is shutting down or starting: connect again.")
         if not self._broker.connected:
             raise NoAnswer("disconnected", "job")
-        if len(self._entries) + self._submitting > self._limits.max_responses:
+        if len(self._entries) + self._disowned + self._submitting > self._limits.max_responses:
             raise HeadraceError("queue_full", "This gateway has all the responses it takes: try again later.")
 
     async def _open(self, generation: Generation, card: ModelCard, tokenizer: ChatTokenizer) -> Live:
         response = new_response_id()
-        opened = await self._conversations.open(generation, response)
         try:
+            opened = await self._conversations.open(generation, response)
             built = await asyncio.to_thread(
                 prompt.build,
                 tokenizer,
@@ -201,11 +198,11 @@ class Pipeline:
                 opened.context,
                 default_max_tokens=self._limits.default_max_tokens,
             )
+            opened = replace(opened, context=built.context)  # rounds that did not fit are forgotten
             job = self._job(generation, card, opened, built)
             return await self._accept(generation, job, opened, tokenizer, card)
         except BaseException:
-            if opened.claimed is not None:
-                self._spawn(self._conversations.abandon(opened), f"abandon {response}")
+            self._spawn(self._conversations.abandon(generation, response), f"abandon {response}")
             raise
 
     def _job(self, generation: Generation, card: ModelCard, opened: Opened, built: prompt.Prompt) -> Job:
@@ -265,29 +262,43 @@ class Pipeline:
         """Nobody will read it, and it may be stored all the same: no worker shall spend time on it."""
         too_large = isinstance(error, HeadraceError) and error.code == "payload_too_large"
         if not too_large and not isinstance(error, ApiError):
+            self._spawn(
+                self._close_disowned(msgspec.structs.replace(job, prompt_ids=())), f"disown {job.response}"
+            )
+
+    async def _close_disowned(self, job: Job) -> None:
+        self._disowned += 1
+        try:
             closed = Closed(reason="cancelled")
-            closing = closer.close_surely(self._broker, job, closed, lambda: closer.is_of_use(job))
-            self._spawn(closing, f"disown {job.response}")
+            await closer.close_surely(self._broker, job, closed, lambda: closer.is_of_use(job))
+        finally:
+            self._disowned -= 1
 
     async def cancel(self, response: ResponseId, tenant: TenantId) -> None:
-        """Close the log; the terminal update comes from the log, in stream order. No effect on an ended one.
-        Raises ``HeadraceError``: response_not_found, broker_unavailable."""
+        """Close the log, of whichever gateway; the terminal update comes from the log, in stream order. No
+        effect on an ended one. Raises ``HeadraceError``: response_not_found, broker_unavailable."""
         live = self.find(response, tenant)
         if live is not None and live.end is not None:
             return
-        job = live.job if live is not None else await find_job(self._broker, response)
-        if job is None or job.tenant != tenant:
-            raise HeadraceError("response_not_found", f"There is no response {response}.")
-        if live is None:
-            reply_log = ReplyLog(self._broker, job.gateway, job.response, job.session)
-            if (await reply_log.read()).end is not None:
+        try:
+            job = live.job if live is not None else await find_job(self._broker, response)
+            if job is None or job.tenant != tenant:
+                raise HeadraceError("response_not_found", f"There is no response {response}.")
+            if live is None and await self._is_over(job):
                 return
-        await closer.close(self._broker, job, Closed(reason="cancelled"))
+            await closer.close(self._broker, job, Closed(reason="cancelled"))
+        except ApiError as error:
+            raise _refused(error) from error
+
+    async def _is_over(self, job: Job) -> bool:
+        """Of another gateway's response; its log may have been deleted by its age."""
+        reply_log = ReplyLog(self._broker, job.gateway, job.response, job.session)
+        return not closer.is_of_use(job) or (await reply_log.read()).end is not None
 
     def find(self, response: ResponseId, tenant: TenantId) -> Live | None:
         """A response in flight here, or ended a short while ago. None for another tenant's."""
         entry = self._entries.get(response)
-        live = entry.live if entry is not None else self._ended.get(response)
+        live = entry.live if entry is not None else self._ended.find(response)
         return live if live is not None and live.tenant == tenant else None
 
     async def _tokenizer_of(self, job: Job) -> ChatTokenizer:
@@ -330,18 +341,11 @@ class Pipeline:
         entry.stop_timers()
         assert live.end is not None
         entry.meter.ended(live.end)
-        self._keep(live)
+        self._ended.keep(live, time.monotonic())
         self._conversations.will_close(live.response_id)
         closing = self._conversations.close(entry.opened, live.job, live.log, entry.tokenizer)
         self._spawn(closing, f"remember {live.response_id}")
         self._note_quiet()
-
-    def _keep(self, live: Live) -> None:
-        now_s = time.monotonic()
-        self._ended[live.response_id] = live
-        self._ended_order.append((now_s, live.response_id))
-        while len(self._ended_order) > MAX_ENDED or self._ended_order[0][0] < now_s - KEEP_ENDED_S:
-            self._ended.pop(self._ended_order.popleft()[1], None)
 
     # -- closing logs from outside ------------------------------------------------------------------
 
@@ -353,8 +357,8 @@ class Pipeline:
             self._close_soon(entry, Closed(reason="cancelled"))
 
     def _close_soon(self, entry: _Entry, closed: Closed) -> None:
-        if entry.closing:
-            return
+        if entry.closing and closed.reason != "stop":
+            return  # a stop string ends the response here and now: whatever else was under way is given up
         entry.closing = True
         live = entry.live
 
@@ -388,3 +392,8 @@ class Pipeline:
             self._quiet.clear()
         else:
             self._quiet.set()
+
+
+def _refused(error: ApiError) -> HeadraceError:
+    log.warning("JetStream refused: %s", error)
+    return HeadraceError("broker_unavailable", "The queue cannot be used right now: try again.")

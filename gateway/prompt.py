@@ -19,13 +19,11 @@ from schemas.sampling import Sampling
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """``context`` is what was remembered less the rounds that did not fit; ``extended``: the ids begin
-    with the earlier turns' own."""
+    """``context`` is what was remembered, less the rounds that did not fit: what ``ids`` continue."""
 
     ids: tuple[int, ...]
     sampling: Sampling
     context: Context
-    extended: bool
 
 
 def build(
@@ -39,14 +37,23 @@ def build(
 ) -> Prompt:
     """Oldest rounds of the context are dropped whole while the prompt does not fit. Raises ``HeadraceError``:
     context_length_exceeded, and invalid_request where the template refuses."""
-    asked = generation.sampling.max_tokens if generation.max_tokens_given else 1
+    wanted = room_wanted(generation, max_model_len, default_max_tokens)
     while True:
-        ids, extended = _encode(tokenizer, model, generation, context)
-        if len(ids) + asked <= max_model_len or not context.turns:
+        ids = _encode(tokenizer, model, generation, context)
+        if len(ids) + wanted <= max_model_len or not context.turns:
             break
         context = context.without_oldest()
     sampling = fit(generation, len(ids), max_model_len, default_max_tokens)
-    return Prompt(tuple(ids), sampling, context, extended)
+    return Prompt(tuple(ids), sampling, context)
+
+
+def room_wanted(generation: Generation, max_model_len: int, default_max_tokens: int) -> int:
+    """Tokens for which old rounds make room: an answer cut short is worse than a forgotten round. Where the
+    client named no number, a quarter of a small model's context is enough."""
+    sampling = generation.sampling
+    if generation.max_tokens_given:
+        return sampling.max_tokens
+    return max(1, min(default_max_tokens, max_model_len // 4), sampling.min_tokens)
 
 
 def fit(generation: Generation, prompt_tokens: int, max_model_len: int, default_max_tokens: int) -> Sampling:
@@ -80,19 +87,19 @@ def fit(generation: Generation, prompt_tokens: int, max_model_len: int, default_
 
 def _encode(
     tokenizer: ChatTokenizer, model: ModelToken, generation: Generation, context: Context
-) -> tuple[list[int], bool]:
+) -> list[int]:
     if generation.api == "completions":
         text = "".join(message.content for message in generation.messages)
-        return tokenizer.encode(text, add_special_tokens=True), False
+        return tokenizer.encode(text, add_special_tokens=True)
     system, said = split_system(generation.messages)
     same_system = system is None or system == context.system
     if context.ids and context.model == model and same_system:
         suffix = extension(tokenizer, context, said)
         if suffix is not None:
-            return [*context.ids, *tokenizer.encode(context.tail + suffix)], True
+            return [*context.ids, *tokenizer.encode(context.tail + suffix)]
     if system is not None:
         context = msgspec.structs.replace(context, system=system)
-    return tokenizer.encode(tokenizer.render([*context.messages(), *said])), False
+    return tokenizer.encode(tokenizer.render([*context.messages(), *said]))
 
 
 def extension(tokenizer: ChatTokenizer, context: Context, said: tuple[ChatMessage, ...]) -> str | None:

@@ -84,15 +84,19 @@ def _characters(data: bytes) -> str | bytes:
 
 class TextStream:
     """Text of one completion. ``stopped``: a stop string was found; the token pushed last completed it,
-    the text ends before it, and nothing comes after."""
+    the text ends before it, and nothing comes after. A stop string that the first ``min_tokens`` tokens
+    complete is text like any other (as in vLLM, v1/engine/detokenizer.py)."""
 
-    __slots__ = ("_begins", "_decoding", "_held", "_stop", "stopped")
+    __slots__ = ("_barred", "_begins", "_decoding", "_held", "_min_tokens", "_pushed", "_stop", "stopped")
 
-    def __init__(self, detokenizer: Detokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(self, detokenizer: Detokenizer, stop: Sequence[str] = (), min_tokens: int = 0) -> None:
         self._decoding = detokenizer.start()
         self._stop = tuple(s for s in stop if s)
         self._begins = re.compile("|".join(sorted({re.escape(s[0]) for s in self._stop}))).search
         self._held = ""  # ends in, or is, the beginning of a stop string
+        self._min_tokens = min_tokens
+        self._pushed = 0  # counted only where there are stop strings
+        self._barred = 0  # so many characters of ``_held`` come from the first ``min_tokens`` tokens
         self.stopped = False
 
     def push(self, token_id: int) -> str:
@@ -100,7 +104,10 @@ class TextStream:
         if self.stopped:
             return ""
         new = self._decoding.step(token_id)
-        if not self._stop or (not self._held and self._begins(new) is None):
+        if not self._stop:
+            return new
+        self._pushed += 1
+        if not self._held and self._begins(new) is None:
             return new  # what nearly all tokens come to
         return self._match(new) if new else ""
 
@@ -115,13 +122,16 @@ class TextStream:
     def _match(self, new: str) -> str:
         # A stop string cannot begin in released text: its beginning would have been held back.
         text = self._held + new
-        found = min((at for s in self._stop if (at := text.find(s)) >= 0), default=-1)
+        barred = len(text) if self._pushed <= self._min_tokens else self._barred  # a match ends behind it
+        starts = [text.find(s, max(0, barred - len(s) + 1)) for s in self._stop]
+        found = min((at for at in starts if at >= 0), default=-1)
         if found >= 0:
             self.stopped = True
             self._held = ""
             return text[:found]
         keep = min((_beginning(text, s) for s in self._stop), default=len(text))
         self._held = text[keep:]
+        self._barred = max(0, barred - keep)
         return text[:keep]
 
 
@@ -137,9 +147,11 @@ class Completion:
     tail: str
 
 
-def complete(detokenizer: Detokenizer, ids: Sequence[int], stop: Sequence[str]) -> Completion:
+def complete(
+    detokenizer: Detokenizer, ids: Sequence[int], stop: Sequence[str], min_tokens: int = 0
+) -> Completion:
     """Read a finished completion from token 0."""
-    stream = TextStream(detokenizer, stop)
+    stream = TextStream(detokenizer, stop, min_tokens)
     pieces: list[str] = []
     total = 0
     for token_id in ids:

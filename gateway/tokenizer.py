@@ -8,6 +8,7 @@ transformers runs it (sandbox, globals, filters: its ``utils/chat_template_utils
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +22,8 @@ from tokenizers import Tokenizer
 from gateway.generation import ChatMessage
 from gateway.text import Detokenizer
 from schemas.errors import HeadraceError
+
+log = logging.getLogger(__name__)
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
@@ -46,7 +49,8 @@ class ChatTokenizer:
             special = _special_tokens(_object(folder / "special_tokens_map.json") | settings)
             return cls(tokenizer, _template(folder, settings), special)
         except Exception as error:  # tokenizers has no error type of its own
-            raise HeadraceError("internal_error", f"The model's tokenizer cannot be read: {error}") from error
+            log.error("the tokenizer in %s cannot be read: %r", folder, error)
+            raise HeadraceError("internal_error", "The model's tokenizer cannot be read.") from error
 
     @property
     def has_template(self) -> bool:
@@ -54,20 +58,22 @@ class ChatTokenizer:
 
     def render(self, messages: Sequence[ChatMessage]) -> str:
         """The prompt's text, up to where the assistant begins to speak. Raises ``HeadraceError`` where the
-        template refuses the messages (roles that do not alternate, no system role, …)."""
+        template refuses the messages (roles that do not alternate, no system role, …) or fails on them."""
         if self._template is None:
             raise HeadraceError(
                 "invalid_request", "This model has no chat template: use /v1/completions.", param="model"
             )
         shown = [{"role": self._role(message), "content": message.content} for message in messages]
         try:
-            return self._template.render(messages=shown, add_generation_prompt=True, **self._special)
+            return self._template.render(
+                messages=shown, tools=None, documents=None, add_generation_prompt=True, **self._special
+            )
         except jinja2.TemplateError as error:
-            raise HeadraceError(
-                "invalid_request",
-                f"The model's chat template does not take these messages: {error}",
-                param="input",
-            ) from error
+            raise _refused(f"does not take these messages: {error}") from error
+        except Exception as error:  # a template is a program: what it raises can be anything
+            kind = type(error).__name__  # its text may quote the messages, or us
+            log.warning("a chat template failed with %s", kind)
+            raise _refused(f"fails on these messages ({kind}): change their roles or content.") from error
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """``add_special_tokens`` for text that no template has put them into. Releases the GIL."""
@@ -77,6 +83,10 @@ class ChatTokenizer:
     def _role(self, message: ChatMessage) -> str:
         """``developer`` is what newer APIs call ``system``; most templates know only the latter."""
         return "system" if message.role == "developer" and not self._knows_developer else message.role
+
+
+def _refused(problem: str) -> HeadraceError:
+    return HeadraceError("invalid_request", f"The model's chat template {problem}", param="input")
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -127,8 +137,16 @@ class _GenerationBlocks(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _to_json(value: Any, indent: int | None = None, **_: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _raise(message: str) -> None:

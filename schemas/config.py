@@ -14,6 +14,7 @@ from msgspec import Meta
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
 Port = Annotated[int, Meta(ge=0, le=65535)]  # 0: a free one
+Origin = Annotated[str, Meta(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s]+)\Z")]  # as browsers write it
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 
 
@@ -53,6 +54,7 @@ class Gateway(_Section, frozen=True):
     host: str = "127.0.0.1"
     port: Port = 8080
     allow_unauthenticated: bool = False  # must be true to listen beyond loopback without auth
+    allowed_origins: tuple[Origin, ...] = ()  # pages of elsewhere that may use this gateway; "*": any
     default_model: str = ""  # empty: the only one there is, or the first by name
     default_max_tokens: Positive = 512
     max_message_bytes: Positive = 1 << 20  # one request body or WebSocket message; larger: coded error
@@ -76,7 +78,7 @@ class Worker(_Section, frozen=True):
     slots: Annotated[int, Meta(ge=0)] = 0  # 0: the engine's own max_num_seqs
     host: str = "127.0.0.1"  # health and metrics
     port: Port = 8081
-    presence_interval_s: Seconds = 2
+    presence_interval_s: Annotated[float, Meta(gt=0, le=15)] = 2  # a card is swept when 60 s old
     drain_s: Annotated[float, Meta(ge=0)] = 20
     confirm_interval_s: Seconds = 0.5  # one token message a response in this time asks for its ack
     hang_timeout_s: Seconds = 30  # work in flight and no output for so long: the engine hangs

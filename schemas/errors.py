@@ -55,17 +55,14 @@ ERRORS: dict[str, ErrorSpec] = {
     "payload_too_large": ErrorSpec(_BAD, 413, _C),
     "model_not_found": ErrorSpec(_BAD, 404, _C),
     "response_not_found": ErrorSpec(_BAD, 404, _C),
-    "conversation_not_found": ErrorSpec(_BAD, 404, _C),
     "previous_response_not_found": ErrorSpec(_BAD, 400, _C),
     "conversation_busy": ErrorSpec(_BAD, 409, _C),
     "not_found": ErrorSpec(_BAD, 404, _C),
     "method_not_allowed": ErrorSpec(_BAD, 405, _C),
-    "unauthorized": ErrorSpec("authentication_error", 401, _C, ws_close=4401),
     "forbidden": ErrorSpec("permission_error", 403, _C, ws_close=4403),
     # limits
     "too_many_responses": ErrorSpec("rate_limit_error", 429, _C, retry_after_s=1),
     "too_many_connections": ErrorSpec("rate_limit_error", 429, _P, ws_close=1013, retry_after_s=5),
-    "rate_limit_exceeded": ErrorSpec("rate_limit_error", 429, _C, retry_after_s=1),
     "queue_full": ErrorSpec("rate_limit_error", 429, _P, retry_after_s=5),
     # ends of an accepted response
     "cancelled": ErrorSpec(_BAD, 409, _C, QueueAction.ACK),
@@ -78,7 +75,6 @@ ERRORS: dict[str, ErrorSpec] = {
     "no_worker": ErrorSpec("server_error", 503, _P, retry_after_s=5),
     "context_unavailable": ErrorSpec("server_error", 503, _P, retry_after_s=2),
     "going_away": ErrorSpec("server_error", 503, _P, QueueAction.NAK, ws_close=1012, retry_after_s=1),
-    "slow_reader": ErrorSpec(_BAD, 408, _C, ws_close=1013),
     # ours
     "engine_failed": ErrorSpec("server_error", 500, _O, QueueAction.NAK),
     "internal_error": ErrorSpec("server_error", 500, _O, QueueAction.NAK),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from schemas.ids import ModelToken, WorkerId
 
@@ -14,7 +15,7 @@ WorkerState = Literal["ready", "draining"]
 class WorkerCard(
     msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag="worker"
 ):
-    """Refreshed every ``worker.presence_interval_s``; older than three intervals means dead.
+    """Refreshed every ``interval_s``, the worker's own setting; older than three intervals means dead.
     ``tokenizer`` is the object name in ``hr_tokenizers``; the limits let a gateway refuse at once what
     the engine would refuse later."""
 
@@ -37,3 +38,4 @@ class WorkerCard(
     host: str = ""
     pid: int = 0
     version: str = ""
+    interval_s: Annotated[float, Meta(gt=0, le=15)] = 2.0

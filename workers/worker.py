@@ -246,6 +246,7 @@ class Worker:
             host=socket.gethostname(),
             pid=os.getpid(),
             version=version("headrace"),
+            interval_s=self._config.worker.presence_interval_s,
         )
 
     def _show_load(self, info: EngineInfo) -> None:

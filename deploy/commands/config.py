@@ -12,7 +12,6 @@ from broker import settings
 from deploy.commands.group import CommandError, Invocation
 
 _SECRET_KEY = re.compile(r"secret|password|token$|api_key", re.IGNORECASE)
-_URL_PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):?[^/@\s]*@")  # user:password@ or token@
 
 
 @click.group()
@@ -46,5 +45,6 @@ def masked(key: str, value: object) -> str:
     if isinstance(value, str):
         if value and _SECRET_KEY.search(key):
             value = "****"
-        value = _URL_PASSWORD.sub("****@", value)
+        if key == "url" or "://" in value:
+            value = settings.masked_urls(value)
     return json.dumps(value, ensure_ascii=False, default=str)

@@ -10,19 +10,20 @@ from fastapi import FastAPI, Request, Response, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from gateway.api import chat_completions, errors, ops, responses_http, simple_chat
 from gateway.api.front import Front
-from gateway.api.guard import Guard, is_loopback
+from gateway.api.guard import Guard, Seats, is_loopback
 from gateway.api.http_request import ClientGone
 from gateway.api.page_files import PageFiles
 from gateway.api.parse_chat import ChatCompletion, Question
 from gateway.api.parse_responses import ResponseCreate
 from gateway.api.responses_ws import ResponsesSession
 from gateway.api.simple_chat import SimpleChatSession
-from gateway.api.sockets import Socket
+from gateway.api.sockets import Socket, accept
 from schemas.errors import HeadraceError
 
 TITLE = "Headrace gateway"
@@ -54,9 +55,24 @@ def build(front: Front) -> ASGIApp:
     _page(app)
     _nothing_else(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return _guarded(app, front)
+
+
+def _guarded(app: ASGIApp, front: Front) -> ASGIApp:
+    """Who may, then how many; between them the headers that let a browser show an allowed page the answer,
+    a refusal for want of a seat too."""
     limits = front.limits
+    inner: ASGIApp = Seats(app, front)
+    if limits.allowed_origins:
+        inner = CORSMiddleware(
+            inner,
+            allow_origins=limits.allowed_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=("retry-after", "x-request-id"),
+        )
     loopback_only = is_loopback(limits.host) and not limits.allow_unauthenticated
-    return Guard(app, front, loopback_only=loopback_only)
+    return Guard(inner, limits.allowed_origins, loopback_only=loopback_only)
 
 
 def _responses(app: FastAPI, front: Front) -> None:
@@ -133,10 +149,8 @@ def _nothing_else(app: FastAPI) -> None:
 
 
 async def _attend(front: Front, websocket: WebSocket, session_of: Callable[[Socket], Session]) -> None:
-    """A WebSocket from its handshake to its end. A browser that offers subprotocols gets the first back,
-    or it would hang up."""
-    offered = websocket.scope.get("subprotocols") or [None]
-    await websocket.accept(subprotocol=offered[0])
+    """A WebSocket from its handshake to its end."""
+    await accept(websocket)
     socket = Socket(websocket, front.limits.max_message_bytes)
     with front.attending(socket):
         await session_of(socket).run()

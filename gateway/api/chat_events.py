@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from gateway.api.errors import http_body, of_end
-from gateway.api.token_logprobs import Spelling, TokenLogprob, show
+from gateway.api.token_logprobs import Spelling, show
 from gateway.generation import Ended, Text, Update
 from schemas.errors import HeadraceError
 from schemas.ids import ResponseId
@@ -32,7 +32,7 @@ class CompletionUsage(msgspec.Struct, frozen=True):
 
 
 class Logprobs(msgspec.Struct, frozen=True):
-    content: list[TokenLogprob]
+    content: msgspec.Raw
     refusal: None = None
 
 
@@ -87,9 +87,7 @@ def chat_id(response: ResponseId) -> str:
 
 def finish_reason(end: Ended) -> str | None:
     """None: it did not end in a way that chat completions has a word for; it is an error there."""
-    return (
-        None if end.outcome in ("failed", "cancelled") or end.reason == "deadline" else end.reason or "stop"
-    )
+    return None if end.outcome in ("failed", "cancelled") else end.reason or "stop"
 
 
 def completion(
@@ -98,9 +96,9 @@ def completion(
     model: str,
     text: str,
     end: Ended,
-    logprobs: list[TokenLogprob] | None,
+    logprobs: msgspec.Raw | None,
 ) -> ChatCompletion:
-    """Raises ``HeadraceError`` for a response that failed, was cancelled, or ran out of time."""
+    """Raises ``HeadraceError`` for a response that failed or was cancelled."""
     reason = finish_reason(end)
     if reason is None:
         raise failure(end)
@@ -175,8 +173,7 @@ class ChatChunks:
 
 
 def failure(end: Ended) -> HeadraceError:
-    code = end.code or {"cancelled": "cancelled", "deadline": "deadline_exceeded"}.get(end.reason or "")
-    return of_end(code or ("cancelled" if end.outcome == "cancelled" else None), end.message)
+    return of_end("cancelled" if end.outcome == "cancelled" else end.code, end.message)
 
 
 def usage(used: Usage) -> CompletionUsage:

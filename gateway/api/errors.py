@@ -3,6 +3,7 @@ or a bug. The codes and their statuses are ``schemas.errors``; nothing of a stac
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Literal
 
 import msgspec
@@ -13,6 +14,7 @@ from starlette.responses import Response
 from broker.metrics import ERRORS as COUNT
 from schemas.errors import ERRORS, HeadraceError
 
+log = logging.getLogger(__name__)
 _OF_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
 
 
@@ -85,6 +87,14 @@ def of_end(code: str | None, message: str) -> HeadraceError:
 
 def internal() -> HeadraceError:
     return HeadraceError("internal_error", "Something went wrong here; it is logged. Try again.")
+
+
+def coded(error: Exception) -> HeadraceError:
+    """What a client is told of it. Anything without a code is a bug: its trace goes into the log, once."""
+    if isinstance(error, HeadraceError):
+        return error
+    log.error("a request could not be served", exc_info=error)
+    return internal()
 
 
 async def answer_coded(request: Request, error: Exception) -> Response:

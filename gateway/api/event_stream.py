@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -16,8 +17,9 @@ from starlette.types import Receive, Scope, Send
 from gateway.api.errors import internal
 from gateway.api.front import Front
 from gateway.api.http_request import ClientGone
+from gateway.api.token_logprobs import off_loop
 from gateway.generation import Update
-from gateway.live import LiveReader
+from gateway.live import Live
 from schemas.errors import HeadraceError
 
 log = logging.getLogger(__name__)
@@ -36,8 +38,9 @@ class EventStream(Response):
     def __init__(
         self,
         front: Front,
-        reader: LiveReader,
+        live: Live,
         *,
+        from_token: int = 0,
         opening: bytes,
         frames: Callable[[Update], bytes],
         failed: Callable[[HeadraceError], bytes],
@@ -45,7 +48,8 @@ class EventStream(Response):
     ) -> None:
         super().__init__()
         self._front = front
-        self._reader = reader
+        self._live = live
+        self._reader = live.reader(from_token)
         self._opening = opening
         self._frames = frames
         self._failed = failed
@@ -72,12 +76,15 @@ class EventStream(Response):
                 if self._opening:
                     await self._write(send, self._opening)
                 while updates := await self._reader.next():
-                    if data := b"".join(map(self._frames, updates)):
+                    if data := await off_loop(self._live, updates, partial(self._joined, updates)):
                         await self._write(send, data)
             except Exception:
                 log.exception("an event stream failed")
                 await self._write(send, self._failed(internal()))
             await self._write(send, b"", last=True)
+
+    def _joined(self, updates: list[Update]) -> bytes:
+        return b"".join(map(self._frames, updates))
 
     async def _write(self, send: Send, data: bytes, *, last: bool = False) -> None:
         async with self._writing:

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from broker.metrics import CONNECTIONS
+from gateway.api.token_logprobs import Spellings
 from gateway.pipeline import Pipeline
 from schemas.config import Gateway
 from schemas.errors import HeadraceError
@@ -30,10 +31,16 @@ class Front:
         self.limits = limits
         self.sockets: set[Socket] = set()
         self.connections = 0
+        self.spellings = Spellings()
         self._serving = 0  # requests that have an answer to finish
         self._idle = asyncio.Event()
         self._idle.set()
-        self.draining = False
+        self._gone_at_s: float | None = None  # by the loop's clock: when a drain ends at the latest
+        self._gone = False
+
+    @property
+    def draining(self) -> bool:
+        return self._gone_at_s is not None
 
     @contextmanager
     def connected(self) -> Iterator[None]:
@@ -50,8 +57,9 @@ class Front:
 
     @contextmanager
     def attending(self, socket: Socket) -> Iterator[None]:
-        """Around a WebSocket's session, so that a drain can tell it to go."""
+        """Around a WebSocket's session, so that a drain can tell it to go, begun before or after it."""
         self.sockets.add(socket)
+        self._tell(socket)
         CONNECTIONS.set(len(self.sockets))
         try:
             yield
@@ -81,12 +89,20 @@ class Front:
         """Tell everyone, refuse new work, wait ``gateway.drain_s`` at most for the answers under way,
         and close the sockets in a way that invites a reconnect."""
         limit_s = self.limits.drain_s
-        self.draining = True
-        for socket in list(self.sockets):
-            socket.going_away(time_left_ms=int(limit_s * 1000))
+        self._gone_at_s = asyncio.get_running_loop().time() + limit_s
+        for socket in self.sockets:
+            self._tell(socket)
         with suppress(TimeoutError):  # what is left then goes on in the queue; its clients may resume
             async with asyncio.timeout(limit_s):
                 await self.pipeline.drain()
                 await self._idle.wait()
-        for socket in list(self.sockets):
+        self._gone = True
+        for socket in self.sockets:
+            self._tell(socket)
+
+    def _tell(self, socket: Socket) -> None:
+        if self._gone_at_s is not None:
+            left_s = max(0.0, self._gone_at_s - asyncio.get_running_loop().time())
+            socket.going_away(time_left_ms=round(left_s * 1000))
+        if self._gone:
             socket.hang_up()

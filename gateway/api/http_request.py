@@ -1,17 +1,20 @@
-"""An HTTP request's body, and its client's presence until the one answer. Must not know any API's JSON."""
+"""An HTTP request from its body to its answer: one, or a stream. Must not know any API's JSON."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.api.front import OPEN_TENANT, Front
 from gateway.api.parse_json import JsonObject, decode_object, too_large
-from gateway.generation import Ended
+from gateway.generation import Ended, Generation
 from gateway.live import Live
 from schemas.errors import HeadraceError
 
@@ -48,10 +51,60 @@ def now_ms() -> float:
     return time.time() * 1000
 
 
-async def until_ended(live: Live, request: Request) -> Ended:
-    """Wait for the end of a response whose client wants one answer. Raises ``ClientGone``; the response
-    is then detached from, and ends by the pipeline's grace time."""
+async def generate(
+    front: Front,
+    request: Request,
+    to_generation: Callable[..., Generation],
+    *,
+    stream: Callable[[Live], Response] | None,
+    answer: Callable[[Live, Ended], Awaitable[msgspec.Struct]],
+    names: Mapping[str, str] | None = None,
+) -> Response:
+    """A parsed request's answer: ``stream`` if the client asked for one, else ``answer`` of its end.
+    ``names``: as for ``submit``. Raises ``HeadraceError``, ``ClientGone``."""
+    generation = to_generation(
+        tenant=OPEN_TENANT, limits=front.limits, received_unix_ms=now_ms(), traceparent=traceparent(request)
+    )
+    with front.answering():
+        live = await submit(front, generation, names)
+        if stream is not None:
+            return stream(live)
+        end = await _until_ended_for(front, live, request)
+        return json_answer(await answer(live, end), live)
+
+
+async def submit(front: Front, generation: Generation, names: Mapping[str, str] | None = None) -> Live:
+    """``names``: what an API calls the Responses API's parameters, for the ``param`` of a refusal."""
+    try:
+        return await front.pipeline.submit(generation)
+    except HeadraceError as error:
+        named = (names or {}).get(error.param or "")
+        if named is None:
+            raise
+        raise HeadraceError(error.code, error.message, param=named) from error
+
+
+async def until_ended(live: Live) -> Ended:
     reader = live.reader()
+    try:
+        while await reader.next():
+            pass
+    finally:
+        reader.close()
+    if live.end is None:
+        raise RuntimeError("the updates of a response ended before the response")
+    return live.end
+
+
+async def give_up(front: Front, live: Live) -> None:
+    """Nobody waits for it any more, and nobody knows its id to resume it: it is cancelled at once."""
+    if live.end is None:
+        with suppress(HeadraceError):  # the broker is away: the grace time ends it later
+            await front.pipeline.cancel(live.response_id, live.tenant)
+
+
+async def _until_ended_for(front: Front, live: Live, request: Request) -> Ended:
+    """Raises ``ClientGone``, and then the response is cancelled: its client never learned its id."""
 
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -61,16 +114,12 @@ async def until_ended(live: Live, request: Request) -> Ended:
     try:
         async with asyncio.TaskGroup() as tasks:
             watching = tasks.create_task(watch(), name=f"watch-{live.response_id}")
-            while await reader.next():
-                pass
+            end = await until_ended(live)
             watching.cancel()
+            return end
     except* ClientGone:
-        raise ClientGone from None
-    finally:
-        reader.close()
-    if live.end is None:
-        raise RuntimeError("the updates of a response ended before the response")
-    return live.end
+        await give_up(front, live)
+    raise ClientGone
 
 
 def json_answer(body: msgspec.Struct, live: Live) -> Response:

@@ -127,7 +127,7 @@ def chat_generation(
         user=chat.user,
         safety_identifier=chat.safety_identifier,
         prompt_cache_key=chat.prompt_cache_key,
-        store=bool(chat.store),
+        store=False,
     )
     return Generation(
         api="chat",
@@ -139,7 +139,7 @@ def chat_generation(
         ),
         max_tokens_given=given is not None,
         stop=chat.stop_strings(),
-        store=bool(chat.store),
+        store=False,
         echo=msgspec.json.encode(echo).decode(),
         traceparent=traceparent,
         received_unix_ms=received_unix_ms,
@@ -147,7 +147,12 @@ def chat_generation(
 
 
 def question_generation(
-    question: Question, *, tenant: TenantId, limits: Gateway, received_unix_ms: float
+    question: Question,
+    *,
+    tenant: TenantId,
+    limits: Gateway,
+    received_unix_ms: float,
+    traceparent: str | None = None,
 ) -> Generation:
     return Generation(
         api="simple",
@@ -158,6 +163,7 @@ def question_generation(
         max_tokens_given=False,
         # its own name space: a conversation of the Responses API never meets a user's
         conversation=f"user/{question.user_id}",
+        traceparent=traceparent,
         received_unix_ms=received_unix_ms,
     )
 
@@ -196,6 +202,7 @@ def _refuse_unserved(chat: ChatCompletion) -> None:
             chat.response_format is not None and chat.response_format.type != "text",
             "structured output is not served; use {'type': 'text'}",
         ),
+        "store": (chat.store is True, "answers are not kept to be listed later; leave it out"),
         "service_tier": (chat.service_tier not in (None, "auto", "default"), "use 'auto'"),
         "tool_choice": (chat.tool_choice not in (None, "auto", "none"), _TOOLS),
         "tools": (bool(chat.tools), _TOOLS),

@@ -155,12 +155,13 @@ def _refuse_other_items(items: object) -> None:
         if not isinstance(item, dict):
             continue
         kind = item.get("type") or "message"
-        if kind != "message":
-            raise _only_text(f"input[{i}].type", str(kind), "items of type 'message'")
+        if isinstance(kind, str) and kind != "message":
+            raise _only_text(f"input[{i}].type", kind, "items of type 'message'")
         parts = item.get("content")
         for j, part in enumerate(parts if isinstance(parts, list) else ()):
-            if isinstance(part, dict) and part.get("type") not in ("input_text", "output_text", "text", None):
-                raise _only_text(f"input[{i}].content[{j}].type", str(part["type"]), "text parts")
+            kind = part.get("type") if isinstance(part, dict) else None
+            if isinstance(kind, str) and kind not in ("input_text", "output_text", "text"):
+                raise _only_text(f"input[{i}].content[{j}].type", kind, "text parts")
 
 
 def _only_text(param: str, kind: str, served: str) -> HeadraceError:
@@ -180,13 +181,21 @@ def _refuse_unserved(create: ResponseCreate) -> None:
         "text.verbosity": (text.verbosity is not None, "leave it out"),
         "tool_choice": (create.tool_choice not in (None, "auto", "none"), "tools are not served; use 'auto'"),
         "tools": (bool(create.tools), "tools are not served"),
-        "truncation": (create.truncation not in (None, "disabled"), "use 'disabled' and send less"),
+        "truncation": _truncation(create),
     }
     for name, (is_refused, instead) in refused.items():
         if is_refused:
             raise HeadraceError(
                 "unsupported_parameter", f"This value of {name!r} is not supported: {instead}.", param=name
             )
+
+
+def _truncation(create: ResponseCreate) -> tuple[bool, str]:
+    """A conversation drops its oldest rounds where they do not fit; what the request itself says is never
+    cut. Whoever asks for the other is told."""
+    if create.conversation is None and create.previous_response_id is None:
+        return create.truncation not in (None, "disabled"), "use 'disabled' and send less"
+    return create.truncation not in (None, "auto"), "a conversation's oldest rounds are dropped: use 'auto'"
 
 
 def _messages(create: ResponseCreate) -> tuple[ChatMessage, ...]:

@@ -24,7 +24,7 @@ from gateway.api.responses_object import (
     message,
     running,
 )
-from gateway.api.token_logprobs import Spelling, TokenLogprob, show
+from gateway.api.token_logprobs import Spelling, show
 from gateway.cursor import cursor, ending, token_of
 from gateway.generation import Ended, Started, Text, Update
 
@@ -71,7 +71,7 @@ class TextDelta(msgspec.Struct, frozen=True):
     sequence_number: int
     item_id: str
     delta: str
-    logprobs: list[TokenLogprob]
+    logprobs: msgspec.Raw
     stream_id: Lane
     output_index: int = 0
     content_index: int = 0
@@ -82,7 +82,7 @@ class TextDone(msgspec.Struct, frozen=True):
     sequence_number: int
     item_id: str
     text: str
-    logprobs: list[TokenLogprob]
+    logprobs: msgspec.Raw
     stream_id: Lane
     output_index: int = 0
     content_index: int = 0
@@ -164,7 +164,7 @@ class ResponseEvents:
             events += self._opened(ITEM_ADDED, PART_ADDED)
         if update.text or update.logprobs:
             number = FIRST_DELTA if update.end_token == 1 else cursor(update.end_token)
-            logprobs = show(update.token_ids, update.logprobs, self._spelling) if update.logprobs else []
+            logprobs = show(update.token_ids, update.logprobs, self._spelling)
             kind: Literal["response.output_text.delta"] = "response.output_text.delta"
             events.append(TextDelta(kind, number, self._item_id, update.text, logprobs, self._lane))
         return events

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 
 from broker.metrics import RESUMES
+from gateway.api import responses_object
 from gateway.api.errors import of_end
 from gateway.api.event_stream import EventStream
-from gateway.api.front import OPEN_TENANT, Front
-from gateway.api.http_request import json_answer, now_ms, read_object, traceparent, until_ended
+from gateway.api.front import Front
+from gateway.api.http_request import generate, json_answer, read_object, until_ended
 from gateway.api.parse_json import unknown_parameter
 from gateway.api.parse_responses import parse_create, to_generation
 from gateway.api.responses_events import Event, seen_tokens
+from gateway.api.responses_view import cancel as cancel_response
 from gateway.api.responses_view import events_of, find, snapshot
-from gateway.generation import Update
+from gateway.generation import Ended, Update
 from gateway.live import Live
 from schemas.errors import HeadraceError
 
-_RETRIEVE = {"stream", "starting_after", "include", "include_obfuscation"}
+_RETRIEVE = ("stream", "starting_after", "include_obfuscation")
+_TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
 
 async def create(front: Front, request: Request) -> Response:
@@ -29,62 +35,90 @@ async def create(front: Front, request: Request) -> Response:
         raise HeadraceError(
             "unsupported_parameter", "stream_id is for WebSockets: leave it out.", param="stream_id"
         )
-    generation = to_generation(
-        params,
-        tenant=OPEN_TENANT,
-        limits=front.limits,
-        received_unix_ms=now_ms(),
-        traceparent=traceparent(request),
+    return await generate(
+        front,
+        request,
+        partial(to_generation, params),
+        stream=partial(_stream, front, after=-1) if params.stream else None,
+        answer=partial(_answer, front),
     )
-    with front.answering():
-        live = await front.pipeline.submit(generation)
-        if params.stream:
-            return _stream(front, live, after=-1)
-        end = await until_ended(live, request)
+
+
+async def _answer(front: Front, live: Live, end: Ended) -> responses_object.Response:
     if end.outcome == "failed":
         raise of_end(end.code, end.message)
-    return json_answer(snapshot(live), live)
+    return await snapshot(front, live)
 
 
 async def retrieve(front: Front, request: Request, response_id: str) -> Response:
     """``?stream=true&starting_after=N``: the events behind number N, of a response this gateway holds."""
+    after = _asked_after(request.query_params)
     live = find(front, response_id)
-    for name in request.query_params:
+    if after is None:
+        return json_answer(await snapshot(front, live), live)
+    RESUMES.inc()
+    return _stream(front, live, after=after)
+
+
+def _asked_after(query: QueryParams) -> int | None:
+    """Behind which number the events are asked for; None: the response as it stands."""
+    for name in query:
+        if name in ("include", "include[]"):
+            problem = "include: say it when the response is created; leave it out."
+            raise HeadraceError("unsupported_parameter", problem, param="include")
         if name not in _RETRIEVE:
             raise unknown_parameter(name, _RETRIEVE)
-    if request.query_params.get("stream", "false").lower() not in ("true", "1"):
-        return json_answer(snapshot(live), live)
-    after = request.query_params.get("starting_after", "-1")
-    if not after.removeprefix("-").isdecimal() or len(after) > 15:
-        raise HeadraceError(
-            "invalid_value", "starting_after: give a sequence_number.", param="starting_after"
-        )
-    RESUMES.inc()
-    return _stream(front, live, after=int(after))
+    if _truth(query, "include_obfuscation"):
+        problem = "include_obfuscation: events are never padded; leave it out."
+        raise HeadraceError("unsupported_parameter", problem, param="include_obfuscation")
+    after = query.get("starting_after")
+    if not _truth(query, "stream"):
+        if after is not None:
+            problem = "starting_after needs stream=true."
+            raise HeadraceError("invalid_request", problem, param="starting_after")
+        return None
+    if after is None or after == "-1":
+        return -1
+    if not (after.isascii() and after.isdigit() and len(after) <= 15):
+        problem = "starting_after: give a sequence_number."
+        raise HeadraceError("invalid_value", problem, param="starting_after")
+    return int(after)
+
+
+def _truth(query: QueryParams, name: str) -> bool:
+    value = _TRUTH.get(query.get(name, "false").lower())
+    if value is None:
+        raise HeadraceError("invalid_value", f"{name}: say true or false.", param=name)
+    return value
 
 
 async def cancel(front: Front, response_id: str) -> Response:
-    """Answers when the response has ended; cancelling what has ended changes nothing."""
-    live = find(front, response_id)
-    reader = live.reader()
-    try:
-        await front.pipeline.cancel(live.response_id, OPEN_TENANT)
-        while await reader.next():
-            pass
-    finally:
-        reader.close()
-    return json_answer(snapshot(live), live)
+    """Answers when the response has ended; cancelling what has ended changes nothing. Of a response that
+    another gateway holds only the id is known here."""
+    with front.answering(new=False):
+        live = await cancel_response(front, response_id)
+        if live is None:
+            body = msgspec.json.encode(_Elsewhere(response_id))
+            return Response(body, status_code=202, media_type="application/json")
+        await until_ended(live)
+        return json_answer(await snapshot(front, live), live)
+
+
+class _Elsewhere(msgspec.Struct, frozen=True):
+    id: str
+    object: str = "response"
 
 
 def _stream(front: Front, live: Live, *, after: int) -> Response:
-    events = events_of(live, after=after)
+    events = events_of(front, live, after=after)
 
     def frames(update: Update) -> bytes:
         return b"".join(map(_frame, events.feed(update)))
 
     return EventStream(
         front,
-        live.reader(seen_tokens(after)),
+        live,
+        from_token=seen_tokens(after),
         opening=b"".join(map(_frame, events.opening())),
         frames=frames,
         failed=_failed,

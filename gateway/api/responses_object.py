@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from gateway.api.token_logprobs import TokenLogprob
+from gateway.api.token_logprobs import NONE
 from gateway.generation import Ended, Generation
 from schemas.errors import ERRORS
 from schemas.ids import ResponseId
@@ -52,7 +52,7 @@ class Echo(msgspec.Struct, frozen=True, kw_only=True):
 class OutputText(msgspec.Struct, frozen=True, tag_field="type", tag="output_text"):
     text: str
     annotations: Nothing = []
-    logprobs: list[TokenLogprob] = []
+    logprobs: msgspec.Raw = NONE  # encoded once, for all the events of the end that repeat it
 
 
 class OutputMessage(msgspec.Struct, frozen=True, tag_field="type", tag="message"):
@@ -88,7 +88,7 @@ class ResponseError(msgspec.Struct, frozen=True):
 
 
 class IncompleteDetails(msgspec.Struct, frozen=True):
-    """``reason``: OpenAI's ``max_output_tokens``, ``content_filter``; ours: ``cancelled``, ``deadline``."""
+    """``reason``: OpenAI's ``max_output_tokens``, ``content_filter``; ours: ``cancelled``."""
 
     reason: str
 
@@ -98,13 +98,14 @@ class Conversation(msgspec.Struct, frozen=True):
 
 
 class ResponseTimings(msgspec.Struct, frozen=True, kw_only=True):
-    """Milliseconds. ``edge_ms``: request received to job stored; ``ttft_ms``: received to first text."""
+    """Milliseconds. ``edge_ms``: request received to job stored; ``ttft_ms``: received to first text.
+    The others are the worker's: None where it was ended from outside (a stop string, a cancel)."""
 
     edge_ms: float
-    queue_ms: float
-    engine_queue_ms: float
-    prefill_ms: float
-    decode_ms: float
+    queue_ms: float | None
+    engine_queue_ms: float | None
+    prefill_ms: float | None
+    decode_ms: float | None
     ttft_ms: float | None
     total_ms: float
 
@@ -137,7 +138,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     tools: Nothing = []
     text: TextConfig = TextConfig()
     top_logprobs: int
-    truncation: Literal["disabled"] = "disabled"
+    truncation: Literal["auto", "disabled"]
     service_tier: Literal["default"] = "default"
     memory: Memory
     timings: ResponseTimings | msgspec.UnsetType = msgspec.UNSET
@@ -225,6 +226,8 @@ def _build(
     timings: ResponseTimings | msgspec.UnsetType = msgspec.UNSET,
 ) -> Response:
     echo = head.echo
+    # Of a conversation the oldest rounds are dropped; what the request itself says never is.
+    alone = head.conversation is None and head.previous_response_id is None
     return Response(
         id=head.id,
         created_at=head.created_unix_ms // 1000,
@@ -250,6 +253,7 @@ def _build(
         parallel_tool_calls=echo.parallel_tool_calls,
         tool_choice=echo.tool_choice,
         top_logprobs=echo.top_logprobs,
+        truncation="disabled" if alone else "auto",
         memory=head.memory,
     )
 
@@ -269,12 +273,13 @@ def _usage(usage: Usage) -> ResponseUsage:
 
 
 def _timings(end: Ended) -> ResponseTimings:
+    told = end.timings
     return ResponseTimings(
         edge_ms=round(end.edge_ms, 3),
-        queue_ms=round(end.timings.queue_ms, 3),
-        engine_queue_ms=round(end.timings.engine_queue_ms, 3),
-        prefill_ms=round(end.timings.prefill_ms, 3),
-        decode_ms=round(end.timings.decode_ms, 3),
+        queue_ms=None if told is None else round(told.queue_ms, 3),
+        engine_queue_ms=None if told is None else round(told.engine_queue_ms, 3),
+        prefill_ms=None if told is None else round(told.prefill_ms, 3),
+        decode_ms=None if told is None else round(told.decode_ms, 3),
         ttft_ms=None if end.ttft_ms is None else round(end.ttft_ms, 3),
         total_ms=round(end.total_ms, 3),
     )

@@ -8,27 +8,27 @@ other, all others at once; every event of a response carries its ``stream_id`` i
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Coroutine
+from functools import partial
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
 from broker.metrics import RESUMES
-from gateway.api.errors import internal
+from gateway.api.errors import coded
 from gateway.api.front import OPEN_TENANT, Front
 from gateway.api.http_request import now_ms
 from gateway.api.parse_json import JsonObject, to_request
 from gateway.api.parse_responses import parse_create, to_generation
-from gateway.api.responses_events import seen_tokens
-from gateway.api.responses_view import events_of, find
+from gateway.api.responses_events import Event, ResponseEvents, seen_tokens
+from gateway.api.responses_view import cancel, events_of, find
 from gateway.api.sockets import Socket, SocketClosed
-from gateway.generation import Generation
+from gateway.api.token_logprobs import off_loop
+from gateway.generation import Generation, Update
 from gateway.live import Live
 from schemas.errors import HeadraceError
 
-log = logging.getLogger(__name__)
 _encoder = msgspec.json.Encoder()
 CLIENT_EVENTS = ("response.create", "response.cancel", "response.resume", "ping")
 
@@ -63,6 +63,7 @@ class ResponsesSession:
         self._front = front
         self._socket = socket
         self._running: set[asyncio.Task[None]] = set()  # bounded: beyond it, too_many_responses
+        self._cancelling: set[asyncio.Task[None]] = set()  # bounded likewise
         self._lanes: dict[str, asyncio.Task[None]] = {}  # the last of each stream_id
 
     async def run(self) -> None:
@@ -85,7 +86,7 @@ class ResponsesSession:
                 case "response.create":
                     self._create(tasks, raw, origin)
                 case "response.cancel":
-                    await self._cancel(raw)
+                    self._cancel(tasks, raw, origin)
                 case "response.resume":
                     self._resume(tasks, raw, origin)
                 case "ping":
@@ -95,16 +96,21 @@ class ResponsesSession:
                     known = ", ".join(CLIENT_EVENTS)
                     problem = f"Send an event whose type is one of {known}."
                     raise HeadraceError("unknown_event", problem, param="type")
-        except HeadraceError as error:
-            await self._socket.error(error, event_id=origin.event_id, stream_id=origin.stream_id)
+        except SocketClosed:
+            raise
+        except Exception as error:
+            await self._tell(error, origin)
 
     def _create(self, tasks: asyncio.TaskGroup, raw: JsonObject, origin: Origin) -> None:
         params = parse_create(raw)
+        if params.stream is False:
+            problem = "A WebSocket carries events only: leave stream out."
+            raise HeadraceError("unsupported_parameter", problem, param="stream")
         generation = to_generation(
             params, tenant=OPEN_TENANT, limits=self._front.limits, received_unix_ms=now_ms()
         )
         earlier = self._lanes.get(params.stream_id) if params.stream_id is not None else None
-        task = self._spawn(tasks, self._generate(generation, origin, earlier), origin)
+        task = self._spawn(tasks, self._running, self._generate(generation, origin, earlier), origin)
         if params.stream_id is not None:
             self._lanes[params.stream_id] = task
             task.add_done_callback(lambda done: self._leave_lane(str(params.stream_id), done))
@@ -113,24 +119,33 @@ class ResponsesSession:
         resume = to_request(raw, Resume)
         live = find(self._front, resume.response_id)
         RESUMES.inc()
-        self._spawn(tasks, self._follow(live, origin, after=resume.starting_after), origin)
+        self._spawn(tasks, self._running, self._follow(live, origin, after=resume.starting_after), origin)
 
-    async def _cancel(self, raw: JsonObject) -> None:
-        """Whoever follows the response gets its ``response.incomplete``; here there is no answer."""
-        live = find(self._front, to_request(raw, Cancel).response_id)
-        await self._front.pipeline.cancel(live.response_id, OPEN_TENANT)
+    def _cancel(self, tasks: asyncio.TaskGroup, raw: JsonObject, origin: Origin) -> None:
+        """Whoever follows the response gets its ``response.incomplete``; here there is no answer. Not
+        waited for: with the broker away it takes seconds to fail."""
+        response_id = to_request(raw, Cancel).response_id
+
+        async def cancelling() -> None:
+            await cancel(self._front, response_id)
+
+        self._spawn(tasks, self._cancelling, cancelling(), origin)
 
     def _spawn(
-        self, tasks: asyncio.TaskGroup, work: Coroutine[None, None, None], origin: Origin
+        self,
+        tasks: asyncio.TaskGroup,
+        among: set[asyncio.Task[None]],
+        work: Coroutine[None, None, None],
+        origin: Origin,
     ) -> asyncio.Task[None]:
         limit = self._front.limits.max_responses_per_connection
-        if len(self._running) >= limit:
+        if len(among) >= limit:
             work.close()
-            problem = f"This connection has {limit} responses running; wait for one to end."
+            problem = f"This connection has {limit} requests of this kind running; wait for one to end."
             raise HeadraceError("too_many_responses", problem)
         task = tasks.create_task(self._or_error(work, origin), name="response")
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        among.add(task)
+        task.add_done_callback(among.discard)
         return task
 
     def _leave_lane(self, lane: str, task: asyncio.Task[None]) -> None:
@@ -138,16 +153,16 @@ class ResponsesSession:
             del self._lanes[lane]
 
     async def _or_error(self, work: Coroutine[None, None, None], origin: Origin) -> None:
-        """What goes wrong with one response is told to its client, and the connection lives on."""
         try:
             await work
-        except HeadraceError as error:
-            await self._socket.error(error, event_id=origin.event_id, stream_id=origin.stream_id)
         except SocketClosed:
             raise
-        except Exception:
-            log.exception("a response could not be served")
-            await self._socket.error(internal(), event_id=origin.event_id, stream_id=origin.stream_id)
+        except Exception as error:
+            await self._tell(error, origin)
+
+    async def _tell(self, error: Exception, origin: Origin) -> None:
+        """What goes wrong with one request is told to its client, and the connection lives on."""
+        await self._socket.error(coded(error), event_id=origin.event_id, stream_id=origin.stream_id)
 
     async def _generate(
         self, generation: Generation, origin: Origin, earlier: asyncio.Task[None] | None
@@ -159,18 +174,23 @@ class ResponsesSession:
             await self._follow(live, origin, after=-1)
 
     async def _follow(self, live: Live, origin: Origin, *, after: int) -> None:
-        """Send the events behind ``after``. While one waits for the client, news merge in the reader."""
+        """Send the events behind ``after``. While one waits for the client, news merge in the reader. A
+        drain waits for whoever follows, of an old connection or of one that resumed."""
         reader = live.reader(seen_tokens(after))
         try:
-            events = events_of(live, after=after, stream_id=origin.stream_id)
-            for event in events.opening():
-                await self._socket.send(_encoder.encode(event))
-            while updates := await reader.next():
-                for update in updates:
-                    for event in events.feed(update):
+            with self._front.answering(new=False):
+                events = events_of(self._front, live, after=after, stream_id=origin.stream_id)
+                for event in events.opening():
+                    await self._socket.send(_encoder.encode(event))
+                while updates := await reader.next():
+                    for event in await off_loop(live, updates, partial(_fed, events, updates)):
                         await self._socket.send(_encoder.encode(event))
         finally:
             reader.close()
+
+
+def _fed(events: ResponseEvents, updates: list[Update]) -> list[Event]:
+    return [event for update in updates for event in events.feed(update)]
 
 
 def _if_text(value: object) -> str | None:

@@ -6,26 +6,24 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections.abc import Awaitable, Callable
+from functools import partial
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.api.chat_events import failure, finish_reason
-from gateway.api.errors import internal
+from gateway.api.errors import coded
 from gateway.api.front import OPEN_TENANT, Front
-from gateway.api.http_request import json_answer, now_ms, read_object, until_ended
+from gateway.api.http_request import generate, give_up, now_ms, read_object, submit, until_ended
 from gateway.api.parse_chat import Question, parse_question, question_generation
-from gateway.api.parse_json import JsonObject
 from gateway.api.sockets import Socket, SocketClosed
 from gateway.generation import Ended
 from gateway.live import Live
 from schemas.errors import HeadraceError
 
-log = logging.getLogger(__name__)
+_NAMES = {"input": "query"}
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -39,29 +37,21 @@ class Answer(msgspec.Struct, frozen=True):
 
 async def post(front: Front, request: Request) -> Response:
     """Raises ``HeadraceError``, ``ClientGone``."""
-    raw = await read_object(request, front.limits.max_message_bytes)
-
-    async def end_of(live: Live) -> Ended:
-        return await until_ended(live, request)
-
-    live, answer = await _answer(front, parse_question(raw), end_of)
-    return json_answer(answer, live)
-
-
-async def _answer(
-    front: Front, question: Question, end_of: Callable[[Live], Awaitable[Ended]]
-) -> tuple[Live, Answer]:
+    question = parse_question(await read_object(request, front.limits.max_message_bytes))
     began_s = time.perf_counter()
-    generation = question_generation(
-        question, tenant=OPEN_TENANT, limits=front.limits, received_unix_ms=now_ms()
-    )
-    with front.answering():
-        live = await front.pipeline.submit(generation)
-        end = await end_of(live)
+
+    async def answer(live: Live, end: Ended) -> Answer:
+        return _answer(question, live, end, began_s)
+
+    to_generation = partial(question_generation, question)
+    return await generate(front, request, to_generation, stream=None, answer=answer, names=_NAMES)
+
+
+def _answer(question: Question, live: Live, end: Ended, began_s: float) -> Answer:
     if finish_reason(end) is None:
         raise failure(end)
     latency_ms = round((time.perf_counter() - began_s) * 1000, 3)
-    return live, Answer(question.user_id, question.query, live.text, latency_ms)
+    return Answer(question.user_id, question.query, live.text, latency_ms)
 
 
 class SimpleChatSession:
@@ -72,6 +62,7 @@ class SimpleChatSession:
         self._front = front
         self._socket = socket
         self._questions: asyncio.Queue[Question] = asyncio.Queue(front.limits.max_responses_per_connection)
+        self._live: Live | None = None  # what is being answered
 
     async def run(self) -> None:
         try:
@@ -82,39 +73,37 @@ class SimpleChatSession:
                     await self._take()
         except* SocketClosed:
             pass
+        if self._live is not None:
+            await give_up(self._front, self._live)
 
     async def _take(self) -> None:
         try:
-            raw: JsonObject = await self._socket.receive()
-            question = parse_question(raw)
+            question = parse_question(await self._socket.receive())
             if self._questions.full():
                 raise HeadraceError("too_many_responses", "Wait for an answer before you ask more.")
             self._questions.put_nowait(question)
-        except HeadraceError as error:
-            await self._socket.error(error)
+        except SocketClosed:
+            raise
+        except Exception as error:
+            await self._socket.error(coded(error))
 
     async def _answer_all(self) -> None:
         while True:
             question = await self._questions.get()
             try:
-                _, answer = await _answer(self._front, question, _end_of)
+                answer = await self._ask(question)
                 await self._socket.send(msgspec.json.encode(answer))
-            except HeadraceError as error:
-                await self._socket.error(error)
             except SocketClosed:
                 raise
-            except Exception:
-                log.exception("a question failed")
-                await self._socket.error(internal())
+            except Exception as error:
+                await self._socket.error(coded(error))
 
-
-async def _end_of(live: Live) -> Ended:
-    reader = live.reader()
-    try:
-        while await reader.next():
-            pass
-    finally:
-        reader.close()
-    if live.end is None:
-        raise RuntimeError("the updates of a response ended before the response")
-    return live.end
+    async def _ask(self, question: Question) -> Answer:
+        began_s = time.perf_counter()
+        generation = question_generation(
+            question, tenant=OPEN_TENANT, limits=self._front.limits, received_unix_ms=now_ms()
+        )
+        with self._front.answering():
+            self._live = await submit(self._front, generation, _NAMES)
+            end = await until_ended(self._live)
+        return _answer(question, self._live, end, began_s)

@@ -19,6 +19,12 @@ from schemas.errors import HeadraceError
 SERVICE_RESTART = 1012  # close code: come back at once
 
 
+async def accept(websocket: WebSocket) -> None:
+    """A browser that offers subprotocols gets the first back, or it would hang up."""
+    offered = websocket.scope.get("subprotocols") or [None]
+    await websocket.accept(subprotocol=offered[0])
+
+
 class SocketClosed(Exception):
     """Either side closed, or the connection broke."""
 

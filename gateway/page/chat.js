@@ -31,7 +31,7 @@ const newAnswer = (question, model) => ({
   position: null,
   etaMs: null,
   error: null,
-  reason: null, // why a truncated answer ended: "max_output_tokens", "deadline", …
+  reason: null, // why a truncated answer ended: "max_output_tokens", …
   forgetful: false, // the conversation's memory was away, and the answer knows only its own question
   meta: null,
 })

@@ -8,6 +8,7 @@ import { View } from "./view.js"
 const MODELS_RETRY_MS = 2_000
 const SAVED_AS = "headrace.chat.1" // the number changes with the form of chat.save()
 
+const storage = openStorage()
 const chat = new Chat()
 const view = new View({
   send: (text) => begin(() => chat.ask(text, view.model, performance.now())),
@@ -82,17 +83,27 @@ function draw() {
   })
 }
 
-function save() {
+/** What survives a reload, or null: where a site may keep no data, browsers throw at the very name. */
+function openStorage() {
   try {
-    sessionStorage.setItem(SAVED_AS, JSON.stringify(chat.save()))
+    return sessionStorage
   } catch {
-    // Storage is full or switched off: the chat goes on, and a reload starts a new one.
-    sessionStorage.removeItem(SAVED_AS)
+    return null
+  }
+}
+
+function save() {
+  if (storage === null) return
+  try {
+    storage.setItem(SAVED_AS, JSON.stringify(chat.save()))
+  } catch {
+    // Storage is full: the chat goes on, and a reload starts a new one.
+    storage.removeItem(SAVED_AS)
   }
 }
 
 function restore() {
-  const saved = sessionStorage.getItem(SAVED_AS)
+  const saved = storage?.getItem(SAVED_AS) ?? null
   if (saved !== null) chat.restore(JSON.parse(saved))
 }
 

@@ -33,7 +33,7 @@ function progress({ phase, position, etaMs }) {
 // The stages of a response in the order it passes them; the other timings overlap these.
 const STAGES = ["edge_ms", "queue_ms", "engine_queue_ms", "prefill_ms", "decode_ms"]
 
-const TRUNCATED = { max_output_tokens: "Ended at the length limit.", deadline: "Ended at the time limit." }
+const TRUNCATED = { max_output_tokens: "Ended at the length limit." }
 
 function ending({ phase, reason }) {
   if (phase === "stopped") return "Stopped."

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,64 @@ async def test_a_reload_keeps_the_chat_and_a_new_chat_does_not(page: Page) -> No
     assert second
     assert third
     assert first[1] == second[1] != third[1]
+
+
+async def test_a_browser_that_keeps_no_data_can_chat(browser: Browser, stack: Stack) -> None:
+    """With site data blocked, browsers throw at the very name of the storage."""
+    async with await browser.new_context() as context:
+        page = await context.new_page()
+        await page.add_init_script(
+            "Object.defineProperty(window, 'sessionStorage',"
+            " { get() { throw new DOMException('blocked', 'SecurityError') } })"
+        )
+        errors: list[object] = []
+        page.on("pageerror", lambda error: errors.append(error))
+        await page.goto(stack.url)
+        await expect(connection(page)).to_contain_text("Connected")
+        await ask(page, "Do you remember me?")
+        await phase(page, "truncated")
+        assert errors == []
+
+
+@asynccontextmanager
+async def proxy_with_its_own_host(port: int) -> AsyncIterator[str]:
+    """A proxy that tells the gateway another Host than the browser sees."""
+    ends: list[asyncio.StreamWriter] = []
+
+    async def pump(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, old: bytes, new: bytes
+    ) -> None:
+        while data := await reader.read(1 << 16):
+            writer.write(data.replace(old, new))
+            await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        behind_reader, behind = await asyncio.open_connection("127.0.0.1", port)
+        ends.extend((writer, behind))
+        inward = pump(reader, behind, b"Host: 127.0.0.1:%d" % own_port, b"Host: 127.0.0.1:%d" % port)
+        with suppress(ConnectionError):
+            await asyncio.gather(inward, pump(behind_reader, writer, b"\0", b"\0"))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    own_port = server.sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{own_port}"
+    finally:
+        server.close()
+        for end in ends:
+            end.close()
+
+
+async def test_a_page_that_may_not_connect_says_why(browser: Browser, stack: Stack) -> None:
+    async with (
+        proxy_with_its_own_host(stack.part("gateway").port) as url,
+        await browser.new_context() as context,
+    ):
+        page = await context.new_page()
+        await page.goto(url)
+        await expect(connection(page)).to_contain_text("Pages of other origins may not use this gateway.")
+        await expect(page.get_by_role("button", name="Send")).to_be_disabled()
 
 
 async def test_a_reader_who_scrolled_up_is_left_there(open_chat: Open) -> None:

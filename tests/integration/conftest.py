@@ -128,6 +128,21 @@ class NatsServer(Server):
     def config(self) -> Nats:
         return Nats(url=self.url)
 
+    @contextlib.contextmanager
+    def elsewhere(self) -> Iterator[Nats]:
+        """While it is killed: the same server and data on another port, where no old client finds it."""
+        port, file = self.port, self.folder / "nats.conf"
+        usual = file.read_text()
+        self.port = free_port()
+        file.write_text(usual.replace(f":{port}", f":{self.port}"))
+        try:
+            self.start()
+            yield self.config
+        finally:
+            self.kill()
+            self.port = port
+            file.write_text(usual)
+
 
 class RedisServer(Server):
     def __init__(self, folder: Path) -> None:

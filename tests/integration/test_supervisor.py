@@ -91,6 +91,24 @@ async def test_what_never_starts_is_given_up(tmp_path: Path) -> None:
     assert [retry_s for *_, retry_s in running.events.crashes] == [0.2, 0.4, 0.8, 1.6, None]
 
 
+async def test_a_part_that_cannot_be_started_counts_as_a_crash(tmp_path: Path) -> None:
+    """Here for want of the folder of its log; no memory or no file descriptor is the same."""
+    running = Running(tmp_path / "later", [part("late", SLEEPS)])
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(running.supervisor.run([["worker"]]))
+        await running.until(lambda: running.events.crashes)
+        (tmp_path / "later").mkdir()
+        await running.until(lambda: running.supervisor.settled)
+        running.log("late").unlink()
+        assert running.supervisor.keepers[0].last_lines() == []
+        running.supervisor.ask_to_stop()
+    assert task.result() is True
+    part_id, how, last_lines, retry_s = running.events.crashes[0]
+    assert (part_id, last_lines, retry_s) == ("late", [], 0.2)
+    assert how.startswith("cannot be started: ")
+    assert "No such file or directory" in how
+
+
 async def test_a_crash_takes_what_it_left_behind_with_it(tmp_path: Path) -> None:
     """An engine's own process holds its memory: the next one would find none."""
     start = f"p = subprocess.Popen([sys.executable, '-c', {SLEEPS!r}])"

@@ -130,7 +130,7 @@ def test_restarts_a_killed_worker_and_a_killed_broker(start_up: Callable[..., Up
     for part in ("worker-1", "nats", "gateway-1"):
         before = up.parts()[part]
         os.kill(up.pid(part), signal.SIGKILL)
-        wait_until(lambda part=part, pid=before["pid"]: up.pid(part) != pid, f"{part} has a new pid")
+        wait_until(lambda part=part, pid=before["pid"]: up.pid(part) != pid, f"{part} has a new pid")  # type: ignore[misc]
         assert up.parts()[part]["port"] == before["port"]
     url = json.loads(up.run_file.read_text())["url"]
     wait_until(lambda: _answers(f"{url}/readyz"), "it is ready again")
@@ -201,6 +201,17 @@ def test_two_ctrl_c_at_once_leave_nothing(start_up: Callable[..., Up]) -> None:
     up = start_up()
     up.process.send_signal(signal.SIGINT)
     up.process.send_signal(signal.SIGINT)
+    assert up.process.wait(LIMIT_S) == 0
+    assert up.left_running() == []
+
+
+def test_a_run_file_that_cannot_be_written_stops_nothing(start_up: Callable[..., Up]) -> None:
+    up = start_up()
+    (up.data_dir / f".run.json.{up.process.pid}").mkdir()  # as good as a full disk
+    os.kill(up.pid("worker-1"), signal.SIGKILL)
+    wait_until(lambda: up.output.read_text().count("worker-1: ready") == 2, "the worker is back")
+    assert "run.json could not be written, and everything goes on" in up.output.read_text()
+    up.process.send_signal(signal.SIGTERM)
     assert up.process.wait(LIMIT_S) == 0
     assert up.left_running() == []
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import socket
 import time
 
 import pytest
 
 from broker.connection import Broker, BrokerUnavailable, NoAnswer
 from schemas.config import Nats
+from schemas.errors import HeadraceError
 from tests.integration.broker.samples import until
 from tests.integration.conftest import NatsServer
 
@@ -98,3 +101,76 @@ async def test_refused_credentials_are_told_at_once(nats_server: NatsServer) -> 
     good = await Broker.connect(Nats(url=config.url, user="u", password="p"), name="test")
     assert good.connected
     await good.close()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"PUB odd.\xff\xfe 4\r\nodd!\r\n",
+        b"HPUB odd.status 16 20\r\nNATS/1.0 \xff\xfe\xfd\r\n\r\nodd!\r\n",
+        b"HPUB odd.short 8 12\r\nNATS/1.0odd!\r\n",
+        b"HPUB odd.value 20 24\r\nNATS/1.0\r\na: \xff\xfe\xfd\r\n\r\nodd!\r\n",
+    ],
+)
+async def test_what_is_not_text_is_received_like_the_rest(broker: Broker, message: bytes) -> None:
+    """The server passes on what it is given; nats-py's read loop must outlive it."""
+    received = await broker.nc.subscribe("odd.*")
+    await broker.request("$JS.API.INFO")
+    _publish_raw(broker, message)
+    assert (await received.next_msg(timeout=5)).data == b"odd!"
+    assert (await broker.request("$JS.API.INFO")).data
+
+
+def _publish_raw(broker: Broker, message: bytes) -> None:
+    url = broker.nc.connected_url
+    assert url is not None
+    with socket.create_connection((url.hostname, url.port or 4222), timeout=5) as connection:
+        connection.recv(4096)
+        connection.sendall(b'CONNECT {"verbose":false,"headers":true}\r\n' + message + b"PING\r\n")
+        assert connection.recv(4096) == b"PONG\r\n"
+
+
+async def test_what_is_too_large_with_its_headers_is_refused_before_it_is_sent(broker: Broker) -> None:
+    """The server would close the connection for it."""
+    limit = broker.nc.max_payload
+    headers = {"Nats-Msg-Id": "x" * 100}
+    for payload in (b"x" * (limit + 1), b"x" * (limit - 100)):
+        with pytest.raises(HeadraceError) as caught:
+            await broker.request("hr.dead.m.r", payload, headers=headers)
+        assert caught.value.code == "payload_too_large"
+    exact = limit - len(b"NATS/1.0\r\nNats-Msg-Id: \r\n\r\n") - 100
+    assert b'"DEAD"' in (await broker.request("hr.dead.m.r", b"x" * exact, headers=headers)).data
+    assert broker.epoch == 0
+
+
+async def test_no_log_line_holds_a_password(
+    nats_server: NatsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    text = 'authorization { user: "bob", password: "hunter2" }\n'
+    (nats_server.folder / "nats.conf").write_text((nats_server.folder / "nats.conf").read_text() + text)
+    nats_server.restart()
+    host = f"127.0.0.1:{nats_server.port}"
+    broker = await Broker.connect(Nats(url=f"nats://bob:hunter2@{host}"), name="test")
+    nats_server.kill()
+    await until(lambda: not broker.connected)
+    nats_server.restart()
+    await until(lambda: broker.connected)
+    await broker.close()
+    assert f"reconnected to NATS at {host}" in caplog.messages
+    assert "hunter2" not in caplog.text
+    with pytest.raises(BrokerUnavailable, match="refuses these credentials") as refused:
+        await Broker.connect(Nats(url=f"nats://bob:wrong2@{host}"), name="test")
+    assert "wrong2" not in str(refused.value)
+    nats_server.kill()
+    with pytest.raises(BrokerUnavailable, match="no NATS server at") as absent:
+        await Broker.connect(Nats(url=f"nats://bob:hunter2@{host}"), name="test", wait_s=0.3)
+    assert "hunter2" not in str(absent.value)
+    assert host in str(absent.value)
+
+
+@pytest.mark.parametrize("url", ["nats://bob:hun/ter2@127.0.0.1:4222", "nats://127.0.0.1:port"])
+async def test_a_bad_address_is_told_at_once(url: str) -> None:
+    with pytest.raises(BrokerUnavailable, match=r"nats\.url must be like") as caught:
+        await Broker.connect(Nats(url=url), name="test")
+    assert "ter2" not in str(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections import Counter
 
@@ -98,13 +99,8 @@ async def test_a_publish_survives_a_restart_and_is_stored_once(
     assert [codec.decode_job(m.data).response for m in found] == [job.response]
 
 
-async def test_bury_and_backlog(broker: Broker) -> None:
-    await topology.ensure_job_consumers(broker, MODEL)
-    job = make_job(priority="batch", lane="over")
-    await jobs.publish_job(broker, job)
-    counts = await jobs.backlog(broker, MODEL)
-    assert counts["batch", "over"] == 1
-    assert sum(counts.values()) == 1
+async def test_a_job_is_buried_once(broker: Broker) -> None:
+    job = make_job()
     letter = DeadLetter(
         response=job.response,
         code="poison",
@@ -116,6 +112,45 @@ async def test_bury_and_backlog(broker: Broker) -> None:
     await jobs.bury(broker, MODEL, letter)
     dead = [m async for m in jetstream.messages(broker, "DEAD", "hr.dead.>")]
     assert [codec.decode_dead_letter(m.data) for m in dead] == [letter]
+
+
+@pytest.mark.parametrize("job_bytes", [-400, 0])
+async def test_a_letter_that_is_too_large_is_cut(broker: Broker, job_bytes: int) -> None:
+    """Of a job that just fits a message, and of one whose letter would fit without its headers."""
+    data = b"\xc1" * (broker.nc.max_payload + job_bytes)
+    letter = DeadLetter(
+        response=make_job().response,
+        code="invalid_job",
+        message="does not decode",
+        job=data,
+        job_subject="hr.job.m.interactive.fair.r",
+        history=tuple(f"{n} {'x' * 1000}" for n in range(2000)),
+    )
+    await jobs.bury(broker, MODEL, letter)
+    (stored,) = [m async for m in jetstream.messages(broker, "DEAD", "hr.dead.>")]
+    found = codec.decode_dead_letter(stored.data)
+    assert len(stored.data) > broker.nc.max_payload - jetstream.HEADERS_ALLOWANCE - 16
+    assert data.startswith(found.job)
+    assert found.history[-1] == letter.history[-1][: len(found.history[-1])]
+    assert found.message.startswith("does not decode (the letter took ")
+    assert found.job_subject == letter.job_subject
+    assert broker.epoch == 0
+
+
+async def test_a_long_history_leaves_the_job_whole(broker: Broker) -> None:
+    letter = DeadLetter(
+        response=make_job().response,
+        code="poison",
+        message="m",
+        job=b"job",
+        job_subject="hr.job.m.interactive.fair.r",
+        history=("x" * broker.nc.max_payload, "last"),
+    )
+    await jobs.bury(broker, MODEL, letter)
+    (stored,) = [m async for m in jetstream.messages(broker, "DEAD", "hr.dead.>")]
+    found = codec.decode_dead_letter(stored.data)
+    assert found.job == b"job"
+    assert found.history[-1] == "last"
 
 
 async def test_two_pullers_take_a_thousand_jobs_once_each(broker: Broker) -> None:
@@ -205,7 +240,8 @@ async def test_a_job_beyond_the_slots_waits(broker: Broker) -> None:
         for job in sent:
             await jobs.publish_job(broker, job)
         await until(lambda: len(taker.held) == 2)
-        assert (await jobs.backlog(broker, MODEL))["interactive", "fair"] == 1
+        name = subjects.job_consumer(MODEL, "interactive", "fair")
+        assert (await jetstream.call(broker, f"CONSUMER.INFO.JOBS.{name}", b"", dict))["num_pending"] == 1
         await taker.finish_one()
         await until(lambda: len(taker.taken) == 3)
         assert taker.taken == [job.response for job in sent]
@@ -315,3 +351,81 @@ async def test_deleted_consumers_are_made_again(broker: Broker) -> None:
         await jobs.publish_job(broker, job)
         await until(lambda: job.response in taker.taken, limit_s=10)
         taker.puller.stop()
+
+
+async def test_stop_ends_a_start_without_a_server(broker: Broker, nats_server: NatsServer) -> None:
+    taker = Taker(broker)
+    taker.puller.set_free(20)
+    run = asyncio.create_task(taker.puller.run())
+    nats_server.kill()
+    await until(lambda: not broker.connected)
+    taker.puller.stop()
+    async with asyncio.timeout(10):
+        await run
+    assert taker.taken == []
+
+
+@pytest.mark.parametrize("when", ["at once", "while it repairs"])
+async def test_stop_ends_while_the_server_is_away(broker: Broker, nats_server: NatsServer, when: str) -> None:
+    taker = Taker(broker)
+    taker.puller.set_free(20)
+    run = asyncio.create_task(taker.puller.run())
+    await jobs.publish_job(broker, make_job())
+    await until(lambda: len(taker.taken) == 1)
+    loops = taker.puller._loops
+    nats_server.kill()
+    await until(lambda: not broker.connected)
+    if when == "while it repairs":
+        await until(lambda: any(loop.lost for loop in loops))
+    taker.puller.stop()
+    async with asyncio.timeout(10):
+        await run
+
+
+async def test_nothing_is_pulled_while_disconnected(broker: Broker, nats_server: NatsServer) -> None:
+    taker = Taker(broker)
+    await topology.ensure_job_consumers(broker, MODEL)
+    nats_server.kill()
+    await until(lambda: not broker.connected)
+    taker.puller.set_free(4)
+    await taker.puller._round()
+    assert [loop.outstanding for loop in taker.puller._loops] == [0] * 6
+    assert broker.nc.pending_data_size == 0
+    async with asyncio.TaskGroup() as group:
+        nats_server.restart()
+        await until(lambda: broker.connected)
+        group.create_task(taker.puller.run())
+        await jobs.publish_job(broker, make_job())
+        await until(lambda: len(taker.taken) == 1)
+        taker.puller.stop()
+
+
+async def test_a_stream_that_is_gone_ends_run(broker: Broker) -> None:
+    taker = Taker(broker)
+    taker.puller.set_free(4)
+    run = asyncio.create_task(taker.puller.run())
+    await jobs.publish_job(broker, make_job())
+    await until(lambda: len(taker.taken) == 1)
+    await jetstream.call(broker, "STREAM.DELETE.JOBS", b"", msgspec.Raw)
+    with pytest.raises(topology.TopologyError, match="JOBS"):
+        async with asyncio.timeout(15):
+            await run
+    await topology.apply(broker)  # what the next start of the process does
+    await topology.ensure_job_consumers(broker, MODEL)
+
+
+async def test_a_job_whose_subject_is_not_text_is_delivered(broker: Broker, nats_server: NatsServer) -> None:
+    subjects_seen: list[str] = []
+    puller = JobPuller(broker, MODEL, on_job=lambda job: subjects_seen.append(job.delivery.subject))
+    puller.set_free(4)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(puller.run())
+        with socket.create_connection(("127.0.0.1", nats_server.port), timeout=5) as connection:
+            connection.recv(4096)
+            subject = f"hr.job.{MODEL}.interactive.fair.".encode() + b"\xff\xfe"
+            connection.sendall(b"CONNECT {}\r\nPUB " + subject + b" 1\r\nx\r\nPING\r\n")
+            await until(lambda: bool(subjects_seen))
+        await jobs.publish_job(broker, make_job())
+        await until(lambda: len(subjects_seen) == 2)
+        puller.stop()
+    assert subjects_seen[0].endswith(".interactive.fair.\ufffd\ufffd")

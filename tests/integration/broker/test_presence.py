@@ -11,6 +11,7 @@ import msgspec
 from broker import jetstream, presence
 from broker.connection import Broker
 from broker.presence import Roster
+from schemas import codec
 from schemas.ids import WorkerId
 from schemas.presence import WorkerCard
 from tests.integration.broker.samples import MODEL, until
@@ -35,8 +36,8 @@ def card(worker: str, **changes: object) -> WorkerCard:
 
 
 @contextlib.asynccontextmanager
-async def watching(broker: Broker, interval_s: float = 2.0) -> AsyncIterator[Roster]:
-    roster = Roster(broker, interval_s=interval_s)
+async def watching(broker: Broker) -> AsyncIterator[Roster]:
+    roster = Roster(broker)
     task = asyncio.create_task(roster.run())
     try:
         async with asyncio.timeout(10):
@@ -79,18 +80,19 @@ async def test_a_roster_begun_later_knows_who_is_there(broker: Broker) -> None:
 
 
 async def test_a_silent_worker_is_dropped(broker: Broker) -> None:
-    async with watching(broker, interval_s=0.2) as roster:
+    async with watching(broker) as roster:
         changes: list[list[str]] = []
-        await presence.announce(broker, CARD)
-        await until(lambda: ids(roster) == ["w-1"])
+        await presence.announce(broker, card("w-1", interval_s=0.2))
+        await presence.announce(broker, card("w-slow", interval_s=15))
+        await until(lambda: ids(roster) == ["w-1", "w-slow"])
         roster.on_change(lambda: changes.append(ids(roster)))
-        await until(lambda: ids(roster) == [], limit_s=3)
-        await until(lambda: changes == [[]], limit_s=3)
+        await until(lambda: ids(roster) == ["w-slow"], limit_s=3)  # each by its own interval
+        await until(lambda: changes == [["w-slow"]], limit_s=3)
 
 
 async def test_the_roster_outlasts_a_restart(broker: Broker, nats_server: NatsServer) -> None:
-    async with watching(broker, interval_s=0.5) as roster:
-        await presence.announce(broker, CARD)
+    async with watching(broker) as roster:
+        await presence.announce(broker, card("w-1", interval_s=0.5))
         await until(lambda: ids(roster) == ["w-1"])
         nats_server.kill()
         await until(lambda: not broker.connected)
@@ -109,9 +111,28 @@ async def test_the_roster_outlasts_a_restart(broker: Broker, nats_server: NatsSe
         assert broker.epoch == 1
 
 
+async def test_who_left_during_an_outage_is_not_spared(broker: Broker, nats_server: NatsServer) -> None:
+    """The server goes on where the roster cannot reach it, and a worker leaves there."""
+    async with watching(broker) as roster:
+        await presence.announce(broker, CARD)
+        await presence.announce(broker, card("w-2"))
+        await until(lambda: ids(roster) == ["w-1", "w-2"])
+        nats_server.kill()
+        await until(lambda: not broker.connected)
+        with nats_server.elsewhere() as elsewhere:
+            other = await Broker.connect(elsewhere, name="worker")
+            await presence.withdraw(other, CARD.worker)
+            await other.request("$JS.API.INFO")
+            await other.close()
+        nats_server.start()
+        await until(lambda: broker.connected)
+        await until(lambda: ids(roster) == ["w-2"], limit_s=3)  # well before three intervals
+
+
 async def test_bad_cards_are_skipped(broker: Broker) -> None:
     async with watching(broker) as roster:
         await jetstream.publish(broker, "$KV.hr_workers.w-9", b"\xc1")
+        await jetstream.publish(broker, "$KV.hr_workers.w-8", codec.encode(card("w-8", interval_s=0.0)))
         await presence.announce(broker, CARD)
         await until(lambda: ids(roster) == ["w-1"])
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 import pytest
 
 from broker import jetstream, subjects, topology
 from broker.connection import Broker, BrokerUnavailable
+from broker.jobs import JobPuller
 from schemas.config import Nats
-from schemas.ids import model_token
+from schemas.ids import ModelToken, model_token
 from tests.integration.conftest import NatsServer, free_port
 
 MODEL = model_token("m", "1")
@@ -109,3 +112,40 @@ async def test_no_server_is_a_clear_error() -> None:
     url = f"nats://127.0.0.1:{free_port()}"
     with pytest.raises(BrokerUnavailable, match=url):
         await Broker.connect(Nats(url=url), name="test", wait_s=0.5)
+
+
+async def test_consumers_of_a_model_without_workers_are_removed(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def infos(model: ModelToken = MODEL) -> list[dict[str, object]]:
+        names = [subjects.job_consumer(model, priority, lane) for priority, lane in topology.QUEUES]
+        listed = await jetstream.call(broker, "CONSUMER.LIST.JOBS", b"", dict)
+        return [info for info in listed["consumers"] or () if info["name"] in names]
+
+    def thresholds(listed: list[dict[str, object]]) -> list[object]:
+        return [info["config"]["inactive_threshold"] for info in listed]  # type: ignore[index]
+
+    monkeypatch.setattr(topology, "CONSUMER_INACTIVE_S", 0)  # as they were made by earlier versions
+    await topology.ensure_job_consumers(broker, MODEL)
+    before = await infos()
+    monkeypatch.undo()
+    await topology.ensure_job_consumers(broker, MODEL)
+    after = await infos()
+    assert thresholds(after) == [2 * 24 * 3600 * 10**9] * 6
+    assert [info["created"] for info in after] == [info["created"] for info in before]
+
+    monkeypatch.setattr(topology, "CONSUMER_INACTIVE_S", 2)
+    puller = JobPuller(broker, MODEL, on_job=lambda job: None)
+    puller.set_free(4)
+    running = asyncio.create_task(puller.run())
+    other = model_token("left", "1")
+    await topology.ensure_job_consumers(broker, other)
+    async with asyncio.timeout(20):
+        while await infos(other):
+            await asyncio.sleep(0.1)
+    assert [info["created"] for info in await infos()] == [info["created"] for info in before]  # pulled from
+    puller.stop()
+    await running
+    async with asyncio.timeout(20):
+        while await infos():
+            await asyncio.sleep(0.1)

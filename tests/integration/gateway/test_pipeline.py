@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from broker.jobs import find_job
+from broker import jetstream, subjects
+from broker.connection import Broker
+from broker.jobs import find_job, publish_job
 from broker.metrics import exposition
 from broker.replylog import ReplyLog
+from schemas import codec
 from schemas.config import Gateway, Sim
 from schemas.errors import HeadraceError
-from schemas.ids import TenantId, new_response_id
-from schemas.reply import Closed
+from schemas.ids import GatewayId, ModelToken, SessionToken, TenantId, new_response_id
+from schemas.job import Job, Presentation
+from schemas.reply import Closed, Tokens
+from schemas.sampling import Sampling
 from tests.integration.conftest import NatsServer, RedisServer
 from tests.integration.gateway.edge import TENANT, Edge, ask, configured, edge, finish, until, worker
 
@@ -35,6 +41,16 @@ async def serving(
     async with edge(config, tmp_path) as here, worker(config):
         await until(lambda: here.pipeline.ready()[0])
         yield here
+
+
+@pytest.fixture
+async def here(
+    nats_server: NatsServer, shared_redis_server: RedisServer, tmp_path: Path
+) -> AsyncIterator[Edge]:
+    """Without workers, on a broker of its own."""
+    async with edge(configured(nats_server, shared_redis_server), tmp_path) as found:
+        await until(lambda: found.pipeline.ready()[1] == "no worker is ready")
+        yield found
 
 
 @pytest.fixture
@@ -102,13 +118,137 @@ async def test_cancel_while_running(serving_slowly: Edge) -> None:
     assert 3 < end.total < 400
     assert text == (await serving_slowly.tokenizer()).detokenizer.decode(live.ids)
     await serving_slowly.pipeline.cancel(live.response_id, TENANT)  # ended: no effect
-    assert serving_slowly.pipeline.find(live.response_id, TENANT) is live
+    found = serving_slowly.pipeline.find(live.response_id, TENANT)
+    assert found is not None
+    assert (found.end, found.text) == (live.end, live.text)
     assert serving_slowly.pipeline.find(live.response_id, TenantId("another")) is None
 
 
 async def test_cancel_of_what_was_never_here(serving: Edge) -> None:
     with pytest.raises(HeadraceError, match="response_not_found"):
         await serving.pipeline.cancel(new_response_id(), TENANT)
+
+
+async def test_cancel_through_another_gateway(serving_slowly: Edge) -> None:
+    live = await serving_slowly.pipeline.submit(ask("go on and on", max_tokens=2000))
+    task = asyncio.create_task(finish(live))
+    await until(lambda: live.total > 3)
+    async with edge(serving_slowly.config, serving_slowly.folder) as other:
+        assert other.pipeline.find(live.response_id, TENANT) is None
+        with pytest.raises(HeadraceError, match="response_not_found"):
+            await other.pipeline.cancel(live.response_id, TenantId("another"))
+        await other.pipeline.cancel(live.response_id, TENANT)
+        _, end = await task
+        assert end.outcome == "cancelled"
+        await other.pipeline.cancel(live.response_id, TENANT)  # ended: no effect
+    log = ReplyLog(serving_slowly.broker, live.job.gateway, live.response_id, live.job.session)
+    assert await count_of_closings(serving_slowly.broker, log) == 1
+
+
+async def count_of_closings(broker: Broker, log: ReplyLog) -> int:
+    messages = jetstream.messages(broker, subjects.REPLIES, log.fences_subject)
+    fences = [codec.decode_fence_message(stored.data) async for stored in messages]
+    return sum(isinstance(fence, Closed) for fence in fences)
+
+
+async def test_cancel_that_the_queue_refuses_is_passing_trouble(broker: Broker, here: Edge) -> None:
+    """JetStream's own refusals (it is full, or electing) are told like any other trouble of the broker."""
+    now_ms = int(time.time() * 1000)
+    job = Job(
+        response=new_response_id(),
+        tenant=TENANT,
+        session=SessionToken("s"),
+        gateway=GatewayId("gw-gone"),
+        model=ModelToken("m"),
+        model_name="m",
+        prompt_ids=(1,),
+        sampling=Sampling(max_tokens=1),
+        presentation=Presentation(api="responses"),
+        created_unix_ms=now_ms,
+        deadline_unix_ms=now_ms + 60_000,
+    )
+    await publish_job(broker, job)
+    config = (await broker.js.stream_info(subjects.REPLIES)).config
+    config.max_msg_size = 1
+    await broker.js.update_stream(config)
+    with pytest.raises(HeadraceError, match="broker_unavailable"):
+        await here.pipeline.cancel(job.response, TENANT)
+
+
+async def test_a_stop_string_closes_the_log_though_a_cancel_is_on_its_way(
+    shared_nats_server: NatsServer, shared_redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """Else the worker would go on for nobody: the cancel is given up when the response has ended here."""
+    limits = Gateway(disconnect_grace_s=0)
+    config = configured(shared_nats_server, shared_redis_server, sim=SLOW, gateway=limits)
+    async with edge(config, tmp_path) as here, worker(config):
+        await until(lambda: here.pipeline.ready()[0])
+        ids = tuple((await here.tokenizer()).encode("END"))
+        live = await here.pipeline.submit(ask("on and on", max_tokens=2000, stop=["END"]))
+        reader = live.reader()
+        await until(lambda: live.total > 3)
+        reader.close()
+        async with asyncio.timeout(5):
+            while not here.pipeline._background:  # the grace time of nothing passes: a cancel is begun,
+                await asyncio.sleep(0)
+        fence = live.log.fence
+        assert fence is not None
+        live.feed(live.log.last_seq + 1, Tokens(fence=fence, offset=len(live.log.ids), ids=ids))
+        assert live.end is not None  # and before it was sent, the stop string is here
+        log = ReplyLog(here.broker, live.job.gateway, live.response_id, live.job.session)
+        async with asyncio.timeout(10):
+            while (stored := (await log.read()).end) is None:
+                await asyncio.sleep(0.02)
+        assert isinstance(stored.message, Closed)
+        assert (stored.message.reason, stored.message.total) == ("stop", live.end.total)
+
+
+async def test_jobs_of_unknown_fate_count_as_responses(
+    nats_server: NatsServer, shared_redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """NATS is connected and silent: each refused request leaves a job to be closed, and those are bounded."""
+    limits = Gateway(max_responses=2)
+    config = configured(nats_server, shared_redis_server, gateway=limits)
+    async with edge(config, tmp_path) as here, worker(config):
+        await until(lambda: here.pipeline.ready()[0])
+        nats_server.pause()
+        refused = await asyncio.gather(
+            *(here.pipeline.submit(ask(str(n))) for n in range(2)), return_exceptions=True
+        )
+        codes = [error.code for error in refused if isinstance(error, HeadraceError)]
+        assert codes == ["broker_unavailable"] * 2
+        assert here.broker.connected
+        with pytest.raises(HeadraceError, match="queue_full"):
+            await here.pipeline.submit(ask("third"))
+        nats_server.resume()
+        await until(lambda: here.pipeline.quiet)
+        assert (await finish(await here.pipeline.submit(ask("fourth", max_tokens=3))))[1].total == 3
+
+
+async def test_a_cache_folder_that_cannot_be_used(
+    nats_server: NatsServer,
+    shared_redis_server: RedisServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Full or read-only: the gateway lives on, says so, and tries again."""
+    monkeypatch.setattr("gateway.catalog.RETRY_S", 0.5)
+    obstacle = tmp_path / "cache" / "tokenizers"  # in HEADRACE_CACHE_DIR
+    obstacle.parent.mkdir()
+    obstacle.write_text("a file")
+    config = configured(nats_server, shared_redis_server)
+    async with edge(config, tmp_path) as here, worker(config):
+        await until(lambda: here.pipeline.ready()[1].startswith("no tokenizer"))
+        with pytest.raises(HeadraceError, match="cannot store") as refused:
+            await here.pipeline.submit(ask("x"))
+        assert refused.value.code == "internal_error"
+        assert str(tmp_path) not in refused.value.message
+        assert "HEADRACE_CACHE_DIR" in caplog.text
+        assert str(obstacle) in caplog.text
+        obstacle.unlink()
+        await until(lambda: here.pipeline.ready()[0])
+        assert (await finish(await here.pipeline.submit(ask("x", max_tokens=3))))[1].total == 3
 
 
 async def test_cancel_while_queued(

@@ -107,15 +107,22 @@ async def test_a_text_frame_that_is_not_utf8_ends_only_its_connection(served: Ga
     assert "Traceback" not in served.output
 
 
-async def test_sockets_elsewhere_or_from_elsewhere_are_refused_in_the_handshake(served: Gateway) -> None:
-    for path, headers, status in (
-        ("/nowhere", {}, 404),
-        ("/v1/responses", {"Origin": "http://evil.example"}, 403),
-    ):
-        with pytest.raises(websockets.InvalidStatus) as refused:
-            await websockets.connect(served.ws_url + path, additional_headers=headers)
-        assert refused.value.response.status_code == status
-        assert json.loads(refused.value.response.body)["error"]["message"]
+async def test_sockets_elsewhere_are_refused_in_the_handshake(served: Gateway) -> None:
+    with pytest.raises(websockets.InvalidStatus) as refused:
+        await websockets.connect(f"{served.ws_url}/nowhere")
+    assert refused.value.response.status_code == 404
+    assert json.loads(refused.value.response.body)["error"]["message"]
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "http://["])
+async def test_a_page_from_elsewhere_is_told_that_it_may_not_connect(served: Gateway, origin: str) -> None:
+    async with websockets.connect(
+        f"{served.ws_url}/v1/responses", additional_headers={"Origin": origin}
+    ) as connection:
+        (told,) = [json.loads(message) async for message in closing(connection)]
+    assert (told["type"], told["error"]["code"]) == ("error", "forbidden")
+    assert (connection.close_code, connection.close_reason) == (4403, told["error"]["message"])
+    assert "Traceback" not in served.output
 
 
 async def test_the_simple_chat_remembers_each_user(served: Gateway, http: httpx.AsyncClient) -> None:
@@ -153,6 +160,53 @@ async def test_a_client_that_left_is_given_up_after_the_grace_time(
     async with asyncio.timeout(LIMIT_S):
         while await running_now(http):
             await asyncio.sleep(0.05)
+
+
+async def test_a_question_whose_client_left_is_cancelled_at_once(
+    shared_nats_server: NatsServer, shared_redis_server: RedisServer, sim_worker: Process, tmp_path: Path
+) -> None:
+    """Long before the grace time."""
+    settings = {"disconnect_grace_s": 600, "default_max_tokens": 20_000}
+    with gateway(shared_nats_server, shared_redis_server, tmp_path, **settings) as patient:
+        async with httpx.AsyncClient(base_url=patient.url) as http, asyncio.timeout(LIMIT_S):
+            question = {"user_id": "left", "query": "a long one"}
+            with pytest.raises(httpx.ReadTimeout):
+                await http.post("/chat", json=question, timeout=0.5)
+            async with websockets.connect(f"{patient.ws_url}/ws/chat") as connection:
+                await connection.send(json.dumps({**question, "user_id": "left too"}))
+                while await running_now(http) == 0:
+                    await asyncio.sleep(0.02)
+            while await running_now(http):
+                await asyncio.sleep(0.05)
+        assert "Traceback" not in patient.output
+
+
+async def test_a_response_of_another_gateway_can_be_cancelled(
+    served: Gateway, impatient: Gateway, http: httpx.AsyncClient
+) -> None:
+    for cancel_over in ("socket", "request"):
+        async with (
+            websockets.connect(f"{impatient.ws_url}/v1/responses") as owner,
+            asyncio.timeout(LIMIT_S),
+        ):
+            await owner.send(json.dumps({**GOOD, "max_output_tokens": 5000}))
+            response = json.loads(await owner.recv())["response"]["id"]
+            if cancel_over == "socket":
+                async with websockets.connect(f"{served.ws_url}/v1/responses") as stranger:
+                    await stranger.send(json.dumps({"type": "response.cancel", "response_id": response}))
+                    last = await ending(owner)
+            else:
+                answer = await http.post(f"/v1/responses/{response}/cancel")
+                assert (answer.status_code, answer.json()) == (202, {"id": response, "object": "response"})
+                last = await ending(owner)
+        assert last["response"]["status"] == "cancelled"
+
+
+async def ending(connection: websockets.ClientConnection) -> dict[str, Any]:
+    while (event := json.loads(await connection.recv()))["type"] not in ENDINGS:
+        pass
+    assert isinstance(event, dict)
+    return event
 
 
 async def running_now(http: httpx.AsyncClient) -> float:
@@ -248,6 +302,10 @@ async def test_a_shutdown_is_announced_and_finishes_what_runs(
             assert notice["time_left_ms"] == 15_000
             assert (await http.get("/readyz")).status_code == 503
             assert (await http.get("/healthz")).status_code == 200
+            async with websockets.connect(f"{leaving.ws_url}/v1/responses") as late:
+                greeted = json.loads(await late.recv())
+            assert greeted["type"] == "session.going_away"
+            assert 0 < greeted["time_left_ms"] < 15_000
             refused = await http.post("/chat", json={"user_id": "u", "query": "late"})
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "going_away")
             assert refused.headers["retry-after"] == "1"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.settings import ConfigError, load, read
+from broker.settings import ConfigError, load, masked_urls, read
 from schemas.config import Config
 
 
@@ -129,6 +129,48 @@ def test_no_message_holds_a_value(file: Path) -> None:
 
 def test_a_missing_file_is_an_error(file: Path) -> None:
     assert errors_of(file, {}) == [f"{file}: cannot be read: No such file or directory"]
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (
+            "[nats]\nreplies_max_age_s = 599\n",
+            "nats.replies_max_age_s: 599 is less than twice gateway.deadline_s (300): ",
+        ),
+        (
+            "[nats]\njobs_max_age_s = 900\n[gateway]\ndeadline_s = 1000\n",
+            "nats.jobs_max_age_s: 900 is less than gateway.deadline_s (1000): ",
+        ),
+        (
+            "[worker]\npresence_interval_s = 16\n",
+            "{file}: worker.presence_interval_s: Expected `float` <= 15",
+        ),
+    ],
+)
+def test_what_would_cut_a_response_short_is_refused(file: Path, text: str, error: str) -> None:
+    file.write_text(text)
+    (line,) = errors_of(file, {})
+    assert line.startswith(error.format(file=file))
+
+
+def test_the_longest_deadline_goes_with_the_default_ages(file: Path) -> None:
+    assert load(None, {"HEADRACE_GATEWAY__DEADLINE_S": "3600"}).gateway.deadline_s == 3600
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("nats://h:4222,h2:4222", "nats://h:4222,h2:4222"),
+        ("nats://u:p@ss@h:4222", "nats://****@h:4222"),
+        ("nats://u:1/2@h:4222", "nats://****@h:4222"),
+        ("redis://:p,w@h/0", "redis://****@h/0"),
+        ("token@h:4222, u:pw@h2", "****@h:4222, ****@h2"),
+        ("nats://u:pw@h1,tls://token@h2", "nats://****@h1,tls://****@h2"),
+    ],
+)
+def test_addresses_are_shown_without_credentials(text: str, shown: str) -> None:
+    assert masked_urls(text) == shown
 
 
 def test_a_pod_s_service_variables_are_not_settings() -> None:

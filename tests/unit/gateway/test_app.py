@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 import gateway
-from broker.settings import ConfigError
+from broker.settings import ConfigError, load
 from gateway.api.app import build
 from gateway.api.front import Front
 from gateway.main import refuse_open_host
@@ -114,6 +114,8 @@ async def test_a_body_without_a_length_is_measured_while_it_comes(client: httpx.
         ({"origin": "http://127.0.0.1:8081"}, 403),
         ({"origin": "http://evil.example:8080", "host": "evil.example:8080"}, 403),
         ({"host": "[::1"}, 403),
+        ({"origin": "http://["}, 403),
+        ({"origin": "http://[::1", "host": "[::1"}, 403),
         ({"origin": HOST}, 200),
         ({"origin": "http://localhost:8080", "host": "localhost:8080"}, 200),
         ({"host": "[::1]:8080"}, 200),
@@ -125,11 +127,63 @@ async def test_pages_from_elsewhere_are_kept_out(
     assert (await client.get("/", headers=headers)).status_code == status
 
 
+async def test_the_pages_own_files_are_no_secret(client: httpx.AsyncClient) -> None:
+    """Browsers send an Origin for scripts: behind a proxy that changes Host, the page could not even say why
+    it does not work."""
+    assert (await client.get("/assets/main.js", headers={"origin": "http://evil.example"})).status_code == 200
+    assert (await client.get("/assets/main.js", headers={"host": "evil.example"})).status_code == 403
+
+
 async def test_behind_a_proxy_any_host_is_served() -> None:
     transport = httpx.ASGITransport(app(allow_unauthenticated=True))
     async with httpx.AsyncClient(transport=transport, base_url="http://chat.example") as client:
         assert (await client.get("/")).status_code == 200
         assert (await client.get("/", headers={"origin": "http://evil.example"})).status_code == 403
+
+
+ELSEWHERE = {"origin": "https://chat.example.com"}
+
+
+async def test_a_listed_origin_is_served_as_browsers_need_it() -> None:
+    front = Front(cast(Pipeline, None), Gateway(allowed_origins=(ELSEWHERE["origin"],), max_connections=1))
+    transport = httpx.ASGITransport(cast(Any, build(front)))
+    async with httpx.AsyncClient(transport=transport, base_url=HOST) as client:
+        served = await client.get("/healthz", headers=ELSEWHERE)
+        assert served.status_code == 200
+        asked = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+        preflight = await client.options("/v1/responses", headers={**ELSEWHERE, **asked})
+        assert preflight.status_code == 200
+        assert "POST" in preflight.headers["access-control-allow-methods"]
+        assert preflight.headers["access-control-allow-headers"] == "authorization"
+        bad = await client.post("/v1/responses", content=b"{", headers=ELSEWHERE)
+        assert code(bad) == "invalid_json"
+        with front.connected():
+            full = await client.get("/", headers=ELSEWHERE)
+        assert code(full) == "too_many_connections"
+        for answer in (served, preflight, bad, full):
+            assert answer.headers["access-control-allow-origin"] == ELSEWHERE["origin"]
+        other = await client.get("/healthz", headers={"origin": "https://chat.example.org"})
+        assert code(other) == "forbidden"
+        assert "access-control-allow-origin" not in other.headers
+        own = await client.get("/healthz", headers={"origin": HOST})
+        assert own.status_code == 200
+        assert "access-control-allow-origin" not in own.headers
+
+
+async def test_any_origin_may_be_listed() -> None:
+    transport = httpx.ASGITransport(app(allowed_origins=("*",)))
+    async with httpx.AsyncClient(transport=transport, base_url=HOST) as client:
+        served = await client.get("/", headers=ELSEWHERE)
+        assert (served.status_code, served.headers["access-control-allow-origin"]) == (200, "*")
+
+
+def test_origins_are_read_from_the_environment_and_checked() -> None:
+    name = "HEADRACE_GATEWAY__ALLOWED_ORIGINS"
+    config = load(None, {name: "https://chat.example.com, http://localhost:3000"})
+    assert config.gateway.allowed_origins == ("https://chat.example.com", "http://localhost:3000")
+    assert load(None, {name: ""}).gateway.allowed_origins == ()
+    with pytest.raises(ConfigError, match=name):
+        load(None, {name: "https://chat.example.com/"})
 
 
 async def test_a_full_gateway_says_so_and_its_operator_still_gets_in() -> None:
@@ -157,6 +211,13 @@ def test_the_protocol_page_lists_every_code() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (\d{3}) \| (\d*) ?\|", text, re.MULTILINE)
     listed = {name: (int(status), int(after) if after else None) for name, status, after in rows}
     assert listed == {name: (spec.http_status, spec.retry_after_s) for name, spec in ERRORS.items()}
+
+
+def test_every_code_of_the_table_can_happen() -> None:
+    root = Path(gateway.__file__).parents[1]
+    files = [file for part in ("gateway", "workers", "broker") for file in (root / part).rglob("*.py")]
+    said = set(re.findall(r'"(\w+)"', "\n".join(file.read_text() for file in files)))
+    assert set(ERRORS) - said == set()
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from broker.log_reader import LogReader
-from gateway.context import Context, Turn, fold, present, said_in
+from gateway.context import Context, Turn, fold, fold_found, present, said_in
 from gateway.generation import ChatMessage, Generation
-from gateway.prompt import build, fit
+from gateway.prompt import Prompt, build, fit
 from gateway.tokenizer import ChatTokenizer
 from schemas.errors import HeadraceError
 from schemas.ids import Fence, GatewayId, ModelToken, ResponseId, SessionToken, TenantId, WorkerId
@@ -41,10 +40,6 @@ THINKING = (  # drops the reasoning of all answers but a last one, as Qwen 3 doe
     "{% if message.role == 'assistant' %}{{ message.content.split('</think>')[-1].lstrip('\n') }}"
     "{% else %}{{ message.content }}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-STRICT = (
-    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{{ m.content }}{% endfor %}"
 )
 MODEL = ModelToken("m")
 JOB = Job(
@@ -104,7 +99,12 @@ def take_turn(
     job = msgspec.structs.replace(JOB, prompt_ids=built.ids, presentation=presentation)
     folded = fold(built.context, job, log_of(answer_ids), tokenizer.detokenizer, rounds=rounds)
     assert folded is not None
-    return built.ids, built.extended, folded
+    return built.ids, extends(built, context), folded
+
+
+def extends(built: Prompt, context: Context) -> bool:
+    """The ids begin with the earlier turns' own."""
+    return bool(context.ids) and built.ids[: len(context.ids)] == context.ids
 
 
 def test_turns_extend_the_ids_exactly(tokenizer: ChatTokenizer) -> None:
@@ -162,10 +162,10 @@ def test_system_message_kept_and_changed(tokenizer: ChatTokenizer) -> None:
     assert context.system == "Be brief."
     for same in ((user("again"),), (system, user("again"))):
         built = build(tokenizer, MODEL, 4096, asking(*same), context, default_max_tokens=10)
-        assert built.extended
+        assert extends(built, context)
     changed = ChatMessage("developer", "Be long.")
     built = build(tokenizer, MODEL, 4096, asking(changed, user("again")), context, default_max_tokens=10)
-    assert not built.extended
+    assert not extends(built, context)
     text = tokenizer.detokenizer.decode(built.ids)
     assert "Be long." in text
     assert "Be brief." not in text
@@ -173,9 +173,10 @@ def test_system_message_kept_and_changed(tokenizer: ChatTokenizer) -> None:
 
 
 def test_another_model_is_rendered_from_text(tokenizer: ChatTokenizer) -> None:
-    _, _, context = take_turn(tokenizer, Context(), "hello", tokenizer.encode("hi"))
+    spelled = [id_ for char in "hi the" for id_ in tokenizer.encode(char)]  # no encoder would
+    _, _, context = take_turn(tokenizer, Context(), "hello", spelled)
     other = build(tokenizer, ModelToken("other"), 4096, asking(user("x")), context, default_max_tokens=10)
-    assert not other.extended
+    assert not extends(other, context)
     assert "hello" in tokenizer.detokenizer.decode(other.ids)
 
 
@@ -191,7 +192,7 @@ def test_a_stop_string_cuts_the_ids_where_the_text_ends(tokenizer: ChatTokenizer
         assert context is not None
         assert context.turns[0].answer == "fine thanks."
         following = build(tokenizer, MODEL, 4096, asking(user("ok")), context, default_max_tokens=10)
-        assert following.extended
+        assert extends(following, context)
         assert "User" not in tokenizer.detokenizer.decode(following.ids)
         assert "fine thanks." in tokenizer.detokenizer.decode(following.ids)
 
@@ -217,6 +218,55 @@ def test_rounds_that_do_not_fit_are_dropped_and_a_turn_that_does_not_is_refused(
     assert len(fitted.ids) + 10 <= len(whole.ids)
     with pytest.raises(HeadraceError, match="context_length_exceeded"):
         build(tokenizer, MODEL, 20, asking(user("long " * 50)), Context(), default_max_tokens=10)
+
+
+@pytest.mark.parametrize(
+    ("min_tokens", "max_model_len", "default", "kept_free"),
+    [(0, 4000, 512, 512), (0, 400, 512, 100), (0, 400, 50, 50), (150, 400, 50, 150)],
+)
+def test_old_rounds_make_room_for_an_answer_of_no_named_length(
+    tokenizer: ChatTokenizer, min_tokens: int, max_model_len: int, default: int, kept_free: int
+) -> None:
+    said = "word " * (max_model_len // 60)
+    context = Context(turns=tuple(Turn((("user", f"{n} {said}"),), "ok") for n in range(60)))
+    sampling = Sampling(max_tokens=max(default, min_tokens), min_tokens=min_tokens)
+    question = Generation("responses", TenantId("t"), "", (user("now?"),), sampling, max_tokens_given=False)
+    built = build(tokenizer, MODEL, max_model_len, question, context, default_max_tokens=default)
+    room = max_model_len - len(built.ids)
+    assert room >= kept_free
+    assert built.sampling.max_tokens == min(default, room)
+    assert 0 < len(built.context.turns) < 60
+    one_more = msgspec.structs.replace(context, turns=context.turns[-len(built.context.turns) - 1 :])
+    whole = build(tokenizer, MODEL, 1 << 20, question, one_more, default_max_tokens=default)
+    assert max_model_len - len(whole.ids) < kept_free  # no round was dropped without need
+
+
+def test_a_found_turn_that_ran_without_the_memory_forgets_nothing(tokenizer: ChatTokenizer) -> None:
+    _, _, context = take_turn(tokenizer, Context(), "My name is Ada.", tokenizer.encode("Hello Ada"))
+    alone = build(tokenizer, MODEL, 4096, asking(user("Hi")), Context(), default_max_tokens=10)
+    presentation = Presentation(api="responses", user_text="Hi", stop=("!",))
+    job = msgspec.structs.replace(JOB, prompt_ids=alone.ids, presentation=presentation)
+    answer = log_of(tokenizer.encode("Hey! you"))
+    folded = fold_found(context, job, answer, tokenizer.detokenizer, rounds=10)
+    assert folded is not None
+    assert [turn.answer for turn in folded.turns] == ["Hello Ada", "Hey"]
+    following = build(tokenizer, MODEL, 4096, asking(user("Who am I?")), folded, default_max_tokens=10)
+    text = tokenizer.detokenizer.decode(following.ids)
+    assert [text.count(said) for said in ("My name is Ada.", "Hello Ada", "Hi", "Hey", "Who am I?")] == [
+        1
+    ] * 5
+
+
+def test_a_found_turn_that_ran_with_the_memory_keeps_its_exact_ids(tokenizer: ChatTokenizer) -> None:
+    _, _, context = take_turn(tokenizer, Context(), "My name is Ada.", tokenizer.encode("Hello Ada"))
+    for remembered in (context, Context()):  # it may have run out since
+        built = build(tokenizer, MODEL, 4096, asking(user("Hi")), remembered, default_max_tokens=10)
+        presentation = Presentation(api="responses", user_text="Hi")
+        job = msgspec.structs.replace(JOB, prompt_ids=built.ids, presentation=presentation)
+        answer = tokenizer.encode("Hey")
+        folded = fold_found(remembered, job, log_of(answer), tokenizer.detokenizer, rounds=10)
+        assert folded is not None
+        assert folded.ids == (*built.ids, *answer)
 
 
 def test_limits_tell_both_numbers() -> None:
@@ -246,27 +296,3 @@ def test_what_is_remembered(end: Closed | Failed, ids: str, remembered: bool) ->
     assert (folded is not None) == remembered
     if folded is not None:
         assert folded.turns[0].answer == ids
-
-
-def test_a_refusal_of_the_template_is_the_clients_to_mend() -> None:
-    with pytest.raises(HeadraceError, match="System role not supported") as refused:
-        chat(STRICT).render([ChatMessage("developer", "x"), user("y")])
-    assert refused.value.code == "invalid_request"
-
-
-def test_files_of_a_tokenizer_folder(tmp_path: Path) -> None:
-    byte_level().save(str(tmp_path / "tokenizer.json"))
-    named = [
-        {"name": "tool_use", "template": "no"},
-        {"name": "default", "template": "{{ bos_token }}{{ messages[0].content }}"},
-    ]
-    settings = {"bos_token": {"content": "<|im_start|>"}, "chat_template": named}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    assert ChatTokenizer.load(tmp_path).render([user("x")]) == "<|im_start|>x"
-    (tmp_path / "chat_template.jinja").write_text(
-        "{% generation %}{{ messages | tojson }}{% endgeneration %}"
-    )
-    assert ChatTokenizer.load(tmp_path).render([user("é<")]) == '[{"role": "user", "content": "é<"}]'
-    (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(HeadraceError, match="cannot be read"):
-        ChatTokenizer.load(tmp_path)

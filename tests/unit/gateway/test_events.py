@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from pydantic import BaseModel
 
 from gateway.api.chat_events import DONE, ChatChunks, completion
 from gateway.api.responses_events import Event, ResponseEvents, seen_tokens
-from gateway.api.responses_object import Echo, Head, OutputText, Response, head
+from gateway.api.responses_object import Echo, Head, OutputText, Response, head, running
 from gateway.api.token_logprobs import Spelling
 from gateway.generation import ChatMessage, Ended, Generation, Started, Text, Update
 from schemas.errors import HeadraceError
@@ -24,7 +25,7 @@ from schemas.ids import TenantId, new_response_id
 from schemas.reply import Timings, TokenLogprobs, Usage
 from schemas.sampling import Sampling
 
-SPELLING = Spelling(text=lambda i: f"<{i}>", raw=lambda i: bytes([i % 256]))
+SPELLING = Spelling(raw=lambda i: b"<%d>" % i, known={})
 RESPONSE = new_response_id()
 SDK_TYPES: dict[str, type[BaseModel]] = {
     "response.created": sdk.ResponseCreatedEvent,
@@ -41,7 +42,7 @@ SDK_TYPES: dict[str, type[BaseModel]] = {
     "response.failed": sdk.ResponseFailedEvent,
 }
 # Wider on purpose than the SDK's literals, which it does not enforce; see gateway/PROTOCOL.md.
-OUR_WORDS = {"cancelled", "deadline", "engine_failed", "deadline_exceeded"}
+OUR_WORDS = {"cancelled", "engine_failed", "deadline_exceeded"}
 
 
 def request(**echo: Any) -> Generation:
@@ -62,9 +63,8 @@ def a_head(**echo: Any) -> Head:
 
 def end(outcome: Any = "completed", total: int = 0, **more: Any) -> Ended:
     usage = Usage(prompt_tokens=5, cached_tokens=2, completion_tokens=total)
-    return Ended(
-        outcome, total, usage=usage, timings=Timings(queue_ms=1.5), ttft_ms=3.0, total_ms=10.0, **more
-    )
+    told = {"timings": Timings(queue_ms=1.5), "ttft_ms": 3.0, "total_ms": 10.0, **more}
+    return Ended(outcome, total, usage=usage, **told)
 
 
 def text_of(updates: Iterable[Update]) -> str:
@@ -152,6 +152,26 @@ def test_the_object_at_the_end() -> None:
     assert parsed.model_extra is not None
     assert parsed.model_extra["timings"]["queue_ms"] == 1.5
     assert parsed.model_extra["memory"] == "on"
+
+
+@pytest.mark.parametrize(
+    ("past", "truncation"),
+    [
+        ({}, "disabled"),
+        ({"conversation": "c"}, "auto"),
+        ({"previous_response_id": new_response_id()}, "auto"),
+    ],
+)
+def test_it_says_whether_old_rounds_may_be_dropped(past: dict[str, Any], truncation: str) -> None:
+    asked = dataclasses.replace(request(), **{"conversation": None, **past})
+    said = running(head(RESPONSE, 1, "m", asked, "on"), "queued")
+    assert sdk.Response.model_validate_json(msgspec.json.encode(said)).truncation == truncation
+
+
+def test_times_that_no_worker_told_are_not_made_up() -> None:
+    last = play([end("cancelled", 2, reason="cancelled", timings=None)])[-1]
+    timings = json.loads(msgspec.json.encode(last))["response"]["timings"]
+    assert (timings["queue_ms"], timings["decode_ms"], timings["ttft_ms"]) == (None, None, 3.0)
 
 
 def test_an_empty_completion_is_a_message_all_the_same() -> None:
@@ -284,7 +304,7 @@ def test_chat_logprobs() -> None:
     parsed = ChatCompletionChunk.model_validate_json(frames[-1].removeprefix(b"data: "), strict=True)
     assert parsed.choices[0].logprobs is not None
     assert parsed.choices[0].logprobs.content is not None
-    assert parsed.choices[0].logprobs.content[0].bytes == [7]
+    assert parsed.choices[0].logprobs.content[0].bytes == list(b"<7>")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from gateway.text import Detokenizer, complete
 from schemas import reply
 from schemas.ids import Fence, GatewayId, ModelToken, ResponseId, SessionToken, TenantId, WorkerId
 from schemas.job import Job, Presentation
-from schemas.reply import Closed, Failed, Finished, ReplyMessage, TokenLogprobs, Tokens, Usage
+from schemas.reply import Closed, Failed, Finished, ReplyMessage, Timings, TokenLogprobs, Tokens, Usage
 from schemas.sampling import Sampling
 from tests.unit.gateway.tokenizers_built import byte_level
 
@@ -44,8 +45,8 @@ class Owner:
         self.calls.append("ended")
 
 
-def make(stop: tuple[str, ...] = (), logprobs: int | None = None) -> tuple[Live, Owner]:
-    sampling = Sampling(max_tokens=1000, logprobs=logprobs)
+def make(stop: tuple[str, ...] = (), logprobs: int | None = None, min_tokens: int = 0) -> tuple[Live, Owner]:
+    sampling = Sampling(max_tokens=1000, min_tokens=min_tokens, logprobs=logprobs)
     job = Job(
         response=ResponseId("resp_01JD0000000000000000000000"),
         tenant=TenantId("t"),
@@ -194,6 +195,37 @@ async def test_stop_string_ends_at_once_and_asks_for_the_log_to_be_closed() -> N
     assert owner.calls == ["attended", f"stopped {len(ids)}", "ended"]
     live.feed(3, Failed(fence=Fence(1), code="engine_failed", message="late"))
     assert owner.calls.count("ended") == 1
+
+
+async def test_a_stop_string_before_min_tokens_is_text() -> None:
+    ids = ids_of("abc END")
+    live, owner = make(stop=("END",), min_tokens=len(ids))
+    live.feed(1, STARTED)
+    live.feed(2, tokens(0, ids))
+    assert live.end is None
+    live.feed(3, tokens(len(ids), ids_of(" and END")))
+    assert live.end is not None
+    assert live.text == "abc END and "
+    assert owner.calls == [f"stopped {live.end.total}", "ended"]
+
+
+async def test_timings_are_the_workers_or_none() -> None:
+    ids = ids_of("abc END")
+    timings = Timings(queue_ms=1, decode_ms=5)
+    told = msgspec.structs.replace(finished(ids), timings=timings)
+    for stop, messages, expected in (
+        ((), [told], timings),
+        (("END",), [told], timings),
+        (("END",), [tokens(0, ids)], None),
+        ((), [Closed(reason="cancelled")], None),
+        ((), [Failed(fence=Fence(1), code="poison", message="x")], None),
+    ):
+        live, _ = make(stop=stop)
+        live.feed(1, STARTED)
+        for seq, message in enumerate(messages, start=2):
+            live.feed(seq, message)
+        assert live.end is not None
+        assert live.end.timings == expected
 
 
 @pytest.mark.parametrize(

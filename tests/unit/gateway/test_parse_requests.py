@@ -30,6 +30,14 @@ def chat(**fields: Any) -> Generation:
     return chat_generation(parsed, tenant=TENANT, limits=LIMITS, received_unix_ms=1.0)
 
 
+def nested(depth: int) -> list[Any]:
+    """Deep enough for Python's own ``repr`` to give up."""
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 def hello(**fields: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": "hello"}], **fields}
 
@@ -228,6 +236,22 @@ class TestResponses:
             ({"input": "x", "background": True}, "unsupported_parameter", "background"),
             ({"input": "x", "generate": False}, "unsupported_parameter", "generate"),
             ({"input": "x", "truncation": "auto"}, "unsupported_parameter", "truncation"),
+            (
+                {"input": "x", "conversation": "c", "truncation": "disabled"},
+                "unsupported_parameter",
+                "truncation",
+            ),
+            (
+                {"input": "x", "previous_response_id": new_response_id(), "truncation": "disabled"},
+                "unsupported_parameter",
+                "truncation",
+            ),
+            ({"input": [{"type": nested(500), "content": "x"}]}, "invalid_value", "input[0].type"),
+            (
+                {"input": [{"role": "user", "content": [{"type": nested(500), "text": "x"}]}]},
+                "invalid_value",
+                "input[0].content[0].type",
+            ),
             ({"input": "x", "service_tier": "flex"}, "unsupported_parameter", "service_tier"),
             ({"input": "x", "include": ["file_search_call.results"]}, "unsupported_parameter", "include"),
             (
@@ -256,6 +280,10 @@ class TestResponses:
             responses(**fields)
         assert (refusal.value.code, refusal.value.param) == (code, param)
         assert len(refusal.value.message) > 10
+
+    def test_truncation_is_taken_where_it_says_what_is_done(self) -> None:
+        assert responses(input="x", conversation="c", truncation="auto").conversation == "c"
+        assert responses(input="x", truncation="disabled") == responses(input="x")
 
     def test_an_unknown_field_gets_the_closest_known_one(self) -> None:
         with pytest.raises(HeadraceError, match="Did you mean 'temperature'"):
@@ -294,6 +322,17 @@ class TestChat:
         with pytest.raises(HeadraceError, match="not both"):
             chat(**hello(max_completion_tokens=5, max_tokens=6))
 
+    def test_labels_and_what_asks_for_nothing_are_taken(self) -> None:
+        taken = {
+            "metadata": {"k": "v"},
+            "user": "u",
+            "safety_identifier": "s",
+            "prompt_cache_key": "p",
+            "parallel_tool_calls": False,
+            "store": False,
+        }
+        assert chat(**hello(**taken)).messages == chat(**hello()).messages
+
     def test_logprobs(self) -> None:
         assert chat(**hello()).sampling.logprobs is None
         assert chat(**hello(logprobs=True)).sampling.logprobs == 0
@@ -320,6 +359,7 @@ class TestChat:
                 "messages[0].content[0].type",
             ),
             (hello(n=2), "unsupported_parameter", "n"),
+            (hello(store=True), "unsupported_parameter", "store"),
             (hello(tools=[{"type": "function"}]), "unsupported_parameter", "tools"),
             (hello(functions=[{"name": "f"}]), "unsupported_parameter", "functions"),
             (hello(response_format={"type": "json_object"}), "unsupported_parameter", "response_format"),

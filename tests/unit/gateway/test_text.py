@@ -58,9 +58,10 @@ def can_complete(data: bytes) -> bool:
 
 
 def expected(full: str, stop: list[str]) -> str:
-    """By the definition: the longest beginning that does not end in the beginning of a stop string."""
+    """By the definition: the longest beginning that does not end in the beginning of a stop string. (A whole
+    one at the end is text: it came too early to stop anything.)"""
     for cut in range(len(full)):
-        if any(s.startswith(full[cut:]) for s in stop):
+        if any(s.startswith(full[cut:]) and s != full[cut:] for s in stop):
             return full[:cut]
     return full
 
@@ -77,13 +78,16 @@ def test_released_is_the_longest_complete_decoding(ids: list[int]) -> None:
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(completions, stops)
-def test_stop_strings_by_definition(ids: list[int], stop: list[str]) -> None:
-    stream, released = TextStream(BYTES, stop), ""
+@given(completions, stops, st.one_of(st.just(0), st.integers(0, 30)))
+@example(byte_level().encode("ST STOP").ids, ["STOP", "P", "T S"], 3)
+def test_stop_strings_by_definition(ids: list[int], stop: list[str], min_tokens: int) -> None:
+    stream, released = TextStream(BYTES, stop, min_tokens), ""
+    early = 0  # characters of the first ``min_tokens`` tokens: a stop string that ends in them is text
     for k, id_ in enumerate(ids, start=1):
         released += stream.push(id_)
         decoded = without_open_character(BYTES, ids[:k], scratch(byte_level(), ids[:k]))
-        found = [at for s in stop if (at := decoded.find(s)) >= 0]
+        early = len(decoded) if k <= min_tokens else early
+        found = stops_in(decoded, stop, early)
         if found:
             assert stream.stopped
             assert released == decoded[: min(found)]
@@ -92,14 +96,20 @@ def test_stop_strings_by_definition(ids: list[int], stop: list[str]) -> None:
         assert not stream.stopped
         assert released == expected(decoded, stop)
     full = scratch(byte_level(), ids)
-    found = [at for s in stop if (at := full.find(s)) >= 0]
+    found = stops_in(full, stop, len(full) if len(ids) <= min_tokens else early)
     assert released + stream.finish() == (full[: min(found)] if found else full)
 
 
+def stops_in(text: str, stop: list[str], early: int) -> list[int]:
+    """Where the stop strings stand that end behind the first ``early`` characters."""
+    return [at for s in stop for at in range(len(text)) if text.startswith(s, at) and at + len(s) > early]
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(completions, stops)
-def test_kept_tokens_and_tail_spell_the_text(ids: list[int], stop: list[str]) -> None:
-    done = complete(BYTES, ids, stop)
+@given(completions, stops, st.one_of(st.just(0), st.integers(0, 30)))
+def test_kept_tokens_and_tail_spell_the_text(ids: list[int], stop: list[str], min_tokens: int) -> None:
+    done = complete(BYTES, ids, stop, min_tokens)
+    assert done.total > min_tokens or not done.stopped
     assert BYTES.decode(ids[: done.exact]) + done.tail == done.text
     assert done.exact <= done.total <= len(ids)
     if not done.stopped:
@@ -125,6 +135,23 @@ def test_stop_cases(pieces: list[str], stop: str, text: str, total: int) -> None
     assert done.text == text
     assert done.total <= ends[total - 1]
     assert done.total > (ends[total - 2] if total > 1 else 0)
+
+
+@pytest.mark.parametrize(
+    ("min_tokens", "text"),
+    [
+        (0, "a"),
+        (4, "a"),  # the fifth token completes the first one
+        (5, "aSTOPb"),  # it came too early, and the second counts
+        (9, "aSTOPb"),
+        (10, "aSTOPbSTOP"),  # both too early
+    ],
+)
+def test_no_stop_string_before_min_tokens(min_tokens: int, text: str) -> None:
+    ids = [RAW[bytes((byte,))] for byte in b"aSTOPbSTOP"]
+    done = complete(BYTES, ids, ["STOP"], min_tokens)
+    assert done.text == text
+    assert done.stopped == (min_tokens < 10)
 
 
 def test_added_and_special_tokens() -> None:

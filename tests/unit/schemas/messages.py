@@ -99,6 +99,7 @@ MESSAGES: dict[str, Message] = {
         host="h",
         pid=42,
         version="0.1.0",
+        interval_s=5.0,
     ),
     "started": Started(
         attempt=2,

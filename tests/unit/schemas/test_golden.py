@@ -53,6 +53,13 @@ def test_fields_of_a_later_version_are_ignored(name: str) -> None:
     assert DECODERS[name](msgpack.packb(later)) == MESSAGES[name]
 
 
+def test_a_card_of_before_it_told_its_interval_decodes() -> None:
+    earlier = _read(MESSAGES["worker"])
+    del earlier["interval_s"]
+    card = codec.decode_worker_card(msgpack.packb(earlier))
+    assert card == msgspec.structs.replace(MESSAGES["worker"], interval_s=2.0)
+
+
 @pytest.mark.parametrize("name", sorted(MESSAGES))
 @pytest.mark.parametrize(
     "data",
