@@ -7,6 +7,7 @@ jobs are pulled, nor how many run at once.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections import deque
 from collections.abc import MutableMapping
@@ -22,7 +23,15 @@ from broker.log_writer import LogWriter
 from broker.replylog import FenceLost, ReplyLog, decode_stored
 from schemas import codec
 from schemas.errors import HeadraceError
-from schemas.ids import GatewayId, ModelToken, ResponseId, SessionToken, WorkerId, parse_token
+from schemas.ids import (
+    GatewayId,
+    ModelToken,
+    ResponseId,
+    SessionToken,
+    WorkerId,
+    parse_response_id,
+    parse_token,
+)
 from schemas.job import PRIORITIES, DeadLetter, Job
 from schemas.reply import Closed, Failed, Finished, Handoff, Started, Timings, Usage
 from workers import run_state as s
@@ -360,8 +369,13 @@ class Run:
 
 
 def response_of(delivery: JobDelivery) -> ResponseId:
-    """From the subject, which is there even where the job does not decode."""
-    return ResponseId(delivery.delivery.subject.rpartition(".")[2])
+    """From the subject, which is there even where the job does not decode. It becomes part of other subjects,
+    so what is no response id is replaced by a name for it."""
+    found = delivery.delivery.subject.rpartition(".")[2]
+    try:
+        return parse_response_id(found)
+    except HeadraceError:
+        return ResponseId(f"unreadable-{hashlib.sha256(found.encode()).hexdigest()[:16]}")
 
 
 def _describe(item: jetstream.StoredMessage) -> str:

@@ -95,6 +95,8 @@ async def test_malformed_job_is_buried_and_answered(
         for data in (b"\xc1 no messagepack", not_utf8, too_deep, wrong_type):
             await broker.js.publish(subjects.job(job), data, headers=headers)
         await broker.js.publish(subjects.job(unanswerable), b"")
+        nameless = subjects.job(unanswerable).replace(unanswerable.response, "x" * 3000)
+        await broker.js.publish(nameless, codec.encode(unanswerable))
         await tester.submit(good)
         await tester.until_ended(job, good)
         await tester.until_all_acked()
