@@ -20,6 +20,7 @@ from schemas.errors import HeadraceError
 from schemas.ids import TenantId
 from schemas.sampling import Sampling
 
+SIMPLE_TEMPERATURE = 0.3  # the simple chat has no knobs, and at 1 a small model rambles
 _TOOLS = "tools are not served"
 UNSUPPORTED = {
     "audio": "only text is served",
@@ -159,7 +160,7 @@ def question_generation(
         tenant=tenant,
         model="",
         messages=(ChatMessage("user", question.query),),
-        sampling=Sampling(max_tokens=limits.default_max_tokens),
+        sampling=Sampling(max_tokens=limits.default_max_tokens, temperature=SIMPLE_TEMPERATURE),
         max_tokens_given=False,
         # its own name space: a conversation of the Responses API never meets a user's
         conversation=f"user/{question.user_id}",
