@@ -60,10 +60,6 @@ def replies_of_response(response: ResponseId) -> str:
     return f"hr.reply.*.{response}.>"
 
 
-def live_of_response(response: ResponseId) -> str:
-    return f"hr.live.*.{response}.>"
-
-
 @dataclass(frozen=True, slots=True)
 class ReplySubject:
     gateway: GatewayId

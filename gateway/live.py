@@ -142,10 +142,6 @@ class Live:
         shown = len(self.generation.echo) + sum(map(len, self.generation.stop))
         return FIXED_BYTES + TOKEN_BYTES * tokens + LOGPROB_BYTES * entries + 4 * len(self.text) + shown
 
-    def token_text(self, token_id: int) -> str:
-        """One token by itself, for log probabilities; half a character shows as U+FFFD."""
-        return self._detokenizer.decode((token_id,))
-
     def token_bytes(self, token_id: int) -> bytes:
         return self._detokenizer.token_bytes(token_id)
 

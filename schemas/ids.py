@@ -27,7 +27,7 @@ Fence = NewType("Fence", int)  # stream sequence of a writer's acked Started
 TOKEN_PATTERN = r"^[A-Za-z0-9_-]{1,64}\Z"
 RESPONSE_PATTERN = r"^resp_[0-7][0-9A-HJKMNP-TV-Z]{25}\Z"
 TENANT_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}\Z"
-_TOKEN, _RESPONSE, _TENANT = (re.compile(p) for p in (TOKEN_PATTERN, RESPONSE_PATTERN, TENANT_PATTERN))
+_TOKEN, _RESPONSE = re.compile(TOKEN_PATTERN), re.compile(RESPONSE_PATTERN)
 
 
 def new_response_id() -> ResponseId:
@@ -53,13 +53,6 @@ def parse_token(text: str) -> str:
     if not _TOKEN.match(text):
         raise ValueError(f"{text!r} is not a subject token: 1 to 64 of A-Z a-z 0-9 _ -")
     return text
-
-
-def parse_tenant(text: str) -> TenantId:
-    """Check a tenant name from configuration or a token. Raises ``ValueError``."""
-    if not _TENANT.match(text):
-        raise ValueError(f"{text!r} is not a tenant name: 1 to 64 of A-Z a-z 0-9 _ . @ -")
-    return TenantId(text)
 
 
 def session_token(secret: bytes, tenant: TenantId, name: str) -> SessionToken:
