@@ -78,12 +78,20 @@ WORKER = RequestMetrics("worker", "job pulled")
 ERRORS = Counter("headrace_errors", "Errors told to clients or written to logs, by code", ["code"])
 CONNECTIONS = Gauge("headrace_gateway_connections", "Open client WebSockets")
 RESUMES = Counter("headrace_gateway_resumes", "Streams resumed by a client")
+TOKENS_UNREAD = Counter(
+    "headrace_gateway_tokens_unread", "Tokens of ended responses that no client was given", ["model"]
+)
 CACHE_DEGRADED = Gauge(
     "headrace_gateway_redis_degraded", "1 while Redis does not answer and chat has no memory"
 )
 WORKERS_ALIVE = Gauge("headrace_workers_alive", "Workers seen in the last three intervals", ["model"])
 SLOTS = Gauge("headrace_worker_slots", "Requests that run at once", ["model"])
 KV_CACHE = Gauge("headrace_worker_kv_cache_usage_ratio", "KV cache in use, 0 to 1", ["model"])
+WATCHER_VERDICTS = Counter(
+    "headrace_gateway_watcher_verdicts",
+    "Jobs given to another worker because theirs was found dead or hung",
+    ["verdict"],
+)
 REDELIVERED = Counter(
     "headrace_worker_jobs_redelivered", "Jobs pulled that had been delivered before", ["model"]
 )

@@ -4,6 +4,7 @@
     hr.reply.<gateway>.<response>.<session>.t | .f  the reply log (stream REPLIES): tokens | fences
     hr.live.…                                       the same messages, republished as they are stored
     hr.cancel.<response>                            core: look at your lease now
+    hr.attend.<response>                            core: a client follows it, at the gateway of the payload
     hr.worker.<id>.ping                             core: are you there?
     hr.dead.<model>.<response>                      dead letters (stream DEAD)
 
@@ -60,6 +61,10 @@ def replies_of_response(response: ResponseId) -> str:
     return f"hr.reply.*.{response}.>"
 
 
+def live_of_response(response: ResponseId) -> str:
+    return f"{LIVE_PREFIX}*.{response}.>"
+
+
 @dataclass(frozen=True, slots=True)
 class ReplySubject:
     gateway: GatewayId
@@ -84,6 +89,10 @@ def parse_reply(subject: str) -> ReplySubject:
 
 def cancel(response: ResponseId) -> str:
     return f"hr.cancel.{response}"
+
+
+def attend(response: ResponseId) -> str:
+    return f"hr.attend.{response}"
 
 
 def worker_ping(worker: WorkerId) -> str:

@@ -131,16 +131,21 @@ class Catalog:
             "model_not_found", f"There is no model {wanted!r}; models served now: {served}.", param="model"
         )
 
-    def by_token(self, token: ModelToken) -> ModelCard | None:
-        self._refresh()
-        return self._known.get(token)
-
     async def tokenizer(self, card: ModelCard) -> ChatTokenizer:
         """From memory, the cache folder, or the object store. Raises ``HeadraceError``."""
-        loading = self._loading.get(card.tokenizer)
+        return await self._tokenizer(card.tokenizer)
+
+    async def tokenizer_of(self, model: ModelToken) -> ChatTokenizer:
+        """Of a model that a stored job names; no worker may serve it any more. Raises ``HeadraceError``."""
+        self._refresh()
+        card = self._known.get(model)
+        return await self._tokenizer(model if card is None else card.tokenizer)
+
+    async def _tokenizer(self, name: str) -> ChatTokenizer:
+        loading = self._loading.get(name)
         if loading is None or loading.is_worth_another_try:
-            task = asyncio.create_task(self._load(card.tokenizer), name=f"tokenizer {card.tokenizer}")
-            loading = self._loading[card.tokenizer] = _Loading(task, time.monotonic())
+            task = asyncio.create_task(self._load(name), name=f"tokenizer {name}")
+            loading = self._loading[name] = _Loading(task, time.monotonic())
         return await asyncio.shield(loading.task)  # shared: one asker's cancellation is not the others'
 
     async def close(self) -> None:

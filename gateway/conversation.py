@@ -18,7 +18,6 @@ from typing import cast
 import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
-from ulid import ULID
 
 from broker import metrics
 from broker.connection import Broker
@@ -29,11 +28,10 @@ from broker.topology import MAX_DEADLINE_S
 from gateway.breaker import Breaker
 from gateway.context import Context, fold, fold_found, read_verdict
 from gateway.generation import Generation
-from gateway.live import Memory
 from gateway.tokenizer import ChatTokenizer
 from schemas.errors import HeadraceError
 from schemas.ids import ResponseId, TenantId, session_token
-from schemas.job import Job
+from schemas.job import Job, Memory
 from schemas.reply import Closed
 
 log = logging.getLogger(__name__)
@@ -175,20 +173,22 @@ class Conversations:
             if (folding := self._folding.get(other)) is not None:
                 await folding.wait()
                 continue
-            settled = await self._settle(tenant, other, context or Context(session=name))
+            settled = await self._settle(tenant, key, other, context or Context(session=name))
             if await self._fold(key, other, settled, response):
                 return settled or context
         raise _busy()
 
-    async def _settle(self, tenant: TenantId, response: ResponseId, context: Context) -> Context | None:
+    async def _settle(
+        self, tenant: TenantId, key: str, response: ResponseId, context: Context
+    ) -> Context | None:
         """The context with a turn that another gateway, or an earlier life of this one, left behind; None
         where that turn left nothing. Raises conversation_busy while it is in flight."""
         if self._is_live(response):
             raise _busy()
         job = await find_job(self._broker, response)
         if job is None:
-            age_s = time.time() - ULID.from_str(response.removeprefix("resp_")).timestamp
-            if age_s < UNPUBLISHED_S:
+            left_s = await self._redis.pttl(_claim_key(key)) / 1000
+            if self._claim_ttl_s - left_s < UNPUBLISHED_S:
                 raise _busy()
             return None
         if job.tenant != tenant:

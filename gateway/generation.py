@@ -32,7 +32,8 @@ class Generation:
     ``messages``: this turn's, with the system message first if there is one; earlier turns come from
     ``conversation`` or ``previous_response_id`` (never both). ``sampling.max_tokens`` is 0-free: where
     the client gave none, ``max_tokens_given`` is False and the pipeline fits it to the model.
-    ``echo``: JSON text of the request's fields which the response object repeats.
+    ``echo``: JSON text of the request's fields which the response object repeats. ``idempotency_key``: a
+    request that repeats it is given the response to the first.
     """
 
     api: Api
@@ -48,6 +49,7 @@ class Generation:
     deadline_s: float | None = None
     store: bool = True
     echo: str = "{}"
+    idempotency_key: str | None = None
     traceparent: str | None = None
     received_unix_ms: float = 0.0  # when the request's bytes were here; edge time counts from it
 
@@ -73,8 +75,8 @@ class Text:
 class Ended:
     """The one terminal update. ``total``: tokens of the completion that count. ``timings`` are the
     worker's, None where none has told any (a stop string, a cancel: ``usage.cached_tokens`` is not known
-    then, either); ``edge_ms`` is request received to job stored, ``ttft_ms`` request received to first
-    text."""
+    then, either); ``edge_ms`` is request received to job stored (None on a gateway that did not accept it),
+    ``ttft_ms`` request received to first text."""
 
     outcome: Outcome
     total: int
@@ -83,7 +85,7 @@ class Ended:
     message: str = ""
     usage: Usage = field(default_factory=Usage)
     timings: Timings | None = None
-    edge_ms: float = 0.0
+    edge_ms: float | None = None
     ttft_ms: float | None = None
     total_ms: float = 0.0
 

@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import dataclasses
 import time
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import msgspec
 
 from broker.log_reader import LogReader
-from gateway.generation import Ended, Generation, Started, Text, Update
+from gateway.generation import Ended, Started, Text, Update
 from gateway.outcome import Verdict, stopped, verdict
 from gateway.text import Detokenizer, TextStream
 from schemas.ids import ResponseId, TenantId
 from schemas.job import Job
 from schemas.reply import ReplyMessage
-
-Memory = Literal["none", "on", "unavailable"]  # of the conversation: not asked for, kept, Redis is away
 
 # what an ended response takes, about
 FIXED_BYTES = 4096
@@ -50,29 +47,26 @@ class LiveOwner(Protocol):
 
     def live_ended(self, live: Live) -> None: ...  # called once
 
+    def live_left(self, live: Live) -> None: ...  # called once, when it has ended and no reader is left
+
 
 class Live:
     """``text``: all that was released so far. ``ids``: the completion's tokens that count so far.
-    ``started``: a worker has (or had) it. ``end``: set once, and last."""
+    ``started``: a worker has (or had) it. ``end``: set once, and last. ``read_tokens``: what the reader that
+    is farthest has been given. ``received_unix_ms``: when the request was here; 0 where it never was."""
 
     def __init__(
-        self,
-        job: Job,
-        generation: Generation,
-        detokenizer: Detokenizer,
-        owner: LiveOwner,
-        *,
-        memory: Memory = "none",
+        self, job: Job, detokenizer: Detokenizer, owner: LiveOwner, *, received_unix_ms: float = 0.0
     ) -> None:
         self.job = job
-        self.generation = generation
-        self.memory = memory
+        self.read_tokens = 0
+        self.elsewhere = False  # it has, or had, a client at another gateway
         self.started = False
         self.end: Ended | None = None
         self._accepted_unix_ms: float | None = None  # the job is stored
         self.first_text_unix_ms: float | None = None
         self.finished_unix_ms: float | None = None
-        self._received_unix_ms = generation.received_unix_ms or float(job.created_unix_ms)
+        self._received_unix_ms = received_unix_ms or float(job.created_unix_ms)
         self._log = LogReader()
         self._detokenizer = detokenizer
         self._stream = TextStream(detokenizer, job.presentation.stop, job.sampling.min_tokens)
@@ -80,6 +74,7 @@ class Live:
         self._solid = 0  # pieces up to the last one that is not empty
         self._readers: list[LiveReader] = []
         self._owner = owner
+        self._kept = False  # this is what was kept of an ended one
 
     @property
     def response_id(self) -> ResponseId:
@@ -96,6 +91,11 @@ class Live:
     @property
     def created_unix_ms(self) -> int:
         return self.job.created_unix_ms
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Its client may ask for it again under an idempotency key."""
+        return bool(self.job.request_digest)
 
     @property
     def text(self) -> str:
@@ -128,10 +128,10 @@ class Live:
         kept = copy.copy(self)
         shown = msgspec.structs.replace(self.job.presentation, user_text="", input=())
         kept.job = msgspec.structs.replace(self.job, prompt_ids=(), presentation=shown)
-        kept.generation = dataclasses.replace(self.generation, messages=())
         kept._log = copy.copy(self._log)
         kept._log.end = None  # its message repeats the whole completion; what it came to is in ``end``
         kept._readers = []
+        kept._kept = True
         return kept
 
     @property
@@ -139,7 +139,7 @@ class Live:
         """Memory of the completion, about: an estimate from measured sizes of Python's objects."""
         entries = (1 + (self.job.sampling.logprobs or 0)) * len(self._log.logprobs)
         tokens = max(len(self._log.ids), len(self._pieces))
-        shown = len(self.generation.echo) + sum(map(len, self.generation.stop))
+        shown = len(self.job.presentation.echo) + sum(map(len, self.job.presentation.stop))
         return FIXED_BYTES + TOKEN_BYTES * tokens + LOGPROB_BYTES * entries + 4 * len(self.text) + shown
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -151,8 +151,9 @@ class Live:
         """The job is stored."""
         self._accepted_unix_ms = unix_ms
 
-    def feed(self, seq: int, message: ReplyMessage) -> None:
-        """A message of the log, in stream order. After the end nothing changes any more."""
+    def feed(self, seq: int, message: ReplyMessage, at_unix_ms: float | None = None) -> None:
+        """A message of the log, in stream order, and when it happened (None: now). After the end nothing
+        changes any more."""
         if self.end is not None:
             return
         step = self._log.feed(seq, message)
@@ -161,7 +162,7 @@ class Live:
             self.started = news = True
             self._owner.live_started(self)
         if step.new_ids:
-            news = self._decode(step.new_ids) or news
+            news = self._decode(step.new_ids, at_unix_ms) or news
             self._owner.live_tokens(self, len(step.new_ids))
         if step.end is not None:
             self._flush()
@@ -169,13 +170,13 @@ class Live:
             total = min(len(self._pieces), len(self._log.ids))
             if step.end is None:
                 self._owner.live_stopped(self, total)
-            self._conclude(stopped(self.job, total, step.end))
+            self._conclude(stopped(self.job, total, step.end), at_unix_ms)
         elif step.end is not None:
-            self._conclude(verdict(self.job, step.end))
+            self._conclude(verdict(self.job, step.end), at_unix_ms)
         elif news:
             self._wake()
 
-    def _decode(self, new_ids: Sequence[int]) -> bool:
+    def _decode(self, new_ids: Sequence[int], at_unix_ms: float | None) -> bool:
         """True if text was released."""
         push, pieces, before = self._stream.push, self._pieces, self._solid
         for token_id in new_ids:
@@ -188,7 +189,7 @@ class Live:
         if self._solid == before:
             return False
         if self.first_text_unix_ms is None:
-            self.first_text_unix_ms = now_ms()
+            self.first_text_unix_ms = at_unix_ms or now_ms()
         return True
 
     def _flush(self) -> None:
@@ -199,8 +200,8 @@ class Live:
             self._pieces.append(piece)
             self._solid = len(self._pieces)
 
-    def _conclude(self, found: Verdict) -> None:
-        self.finished_unix_ms = now_ms()
+    def _conclude(self, found: Verdict, at_unix_ms: float | None) -> None:
+        self.finished_unix_ms = at_unix_ms or now_ms()
         received = self._received_unix_ms
         first, stored = self.first_text_unix_ms, self._accepted_unix_ms
         self.end = Ended(
@@ -211,11 +212,13 @@ class Live:
             message=found.message,
             usage=found.usage,
             timings=found.timings,
-            edge_ms=max(0.0, stored - received) if stored is not None else 0.0,
+            edge_ms=max(0.0, stored - received) if stored is not None else None,
             ttft_ms=max(0.0, first - received) if first is not None else None,
             total_ms=max(0.0, self.finished_unix_ms - received),
         )
         self._owner.live_ended(self)
+        if not self._readers:
+            self._owner.live_left(self)
         self._wake()
 
     def _wake(self) -> None:
@@ -236,8 +239,12 @@ class Live:
     def detach(self, reader: LiveReader) -> None:
         if reader in self._readers:
             self._readers.remove(reader)
-            if not self._readers and self.end is None:
+            if self._readers:
+                return
+            if self.end is None:
                 self._owner.live_deserted(self)
+            elif not self._kept:
+                self._owner.live_left(self)
 
     def text_since(self, position: int) -> Text | None:
         """Text released by the tokens behind ``position``, merged; ends with the last one that released
@@ -296,8 +303,10 @@ class LiveReader:
         text = live.text_since(self._position)
         if text is not None:
             self._position = text.end_token
+            live.read_tokens = max(live.read_tokens, text.end_token)
             updates.append(text)
         if live.end is not None:
             self._ended = True
+            live.read_tokens = max(live.read_tokens, live.end.total)
             updates.append(live.end)
         return updates

@@ -1,7 +1,7 @@
-"""From a checked request to an accepted response, and from the reply logs to the responses' readers.
+"""From a checked request to an accepted response, and from a response's id to what there is of it, whichever
+gateway accepted it.
 
-Owns the responses that live on this gateway, their timers and their background work. Must not know HTTP,
-WebSockets or any API's JSON.
+Must not know HTTP, WebSockets or any API's JSON.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Coroutine
 from dataclasses import replace
 
 import msgspec
@@ -23,11 +22,13 @@ from broker.presence import Roster
 from broker.replylog import ReplyLog
 from broker.tail import ReplyTail
 from gateway import closer, meter, prompt
+from gateway.background import Background
 from gateway.catalog import Catalog, ModelCard
-from gateway.context import present
 from gateway.conversation import Conversations, Opened
 from gateway.ended import EndedResponses
 from gateway.generation import Generation
+from gateway.in_flight import Accepted, Entry, InFlight
+from gateway.jobs import make_job, request_digest
 from gateway.live import Live
 from gateway.meter import Meter
 from gateway.tokenizer import ChatTokenizer
@@ -38,35 +39,20 @@ from schemas.ids import (
     GatewayId,
     ResponseId,
     TenantId,
-    cache_salt,
+    keyed_response_id,
     new_process_id,
     new_response_id,
-    session_token,
 )
-from schemas.job import Job, Presentation
-from schemas.reply import Closed, ReplyMessage
+from schemas.job import Job
+from schemas.reply import Closed
 
 log = logging.getLogger(__name__)
 
+DRAIN_LOOK_S = 0.05
 
-class _Entry:
-    """A live response with what the pipeline keeps beside it."""
 
-    __slots__ = ("closing", "deadline", "grace", "live", "meter", "opened", "tokenizer")
-
-    def __init__(self, live: Live, opened: Opened, tokenizer: ChatTokenizer, counted: Meter) -> None:
-        self.live = live
-        self.opened = opened
-        self.tokenizer = tokenizer
-        self.meter = counted
-        self.closing = False
-        self.deadline: asyncio.TimerHandle | None = None
-        self.grace: asyncio.TimerHandle | None = None
-
-    def stop_timers(self) -> None:
-        for timer in (self.deadline, self.grace):
-            if timer is not None:
-                timer.cancel()
+class _NotFirst(Exception):
+    """Another gateway has just accepted a request with the same idempotency key."""
 
 
 class Pipeline:
@@ -79,7 +65,11 @@ class Pipeline:
         self._secret = (config.security.secret or secrets.token_hex(32)).encode()
         self._roster = Roster(broker)
         self._catalog = Catalog(broker, self._roster, default_model=config.gateway.default_model)
-        self._tail = ReplyTail(broker, self.gateway, on_message=self._on_message)
+        self._background = Background()
+        self._in_flight = InFlight(
+            broker, self.gateway, config.gateway, self._background, on_ended=self._on_ended
+        )
+        self._tail = ReplyTail(broker, self.gateway, on_message=self._in_flight.feed)
         self._conversations = Conversations(
             redis,
             broker,
@@ -87,17 +77,13 @@ class Pipeline:
             rounds=config.gateway.conversation_rounds,
             ttl_s=config.gateway.conversation_ttl_s,
             tokenizer_of=self._tokenizer_of,
-            is_live=lambda response: response in self._entries,
+            is_live=self._in_flight.__contains__,
         )
-        self._entries: dict[ResponseId, _Entry] = {}  # in flight
         self._ended = EndedResponses()
         self._submitting = 0
+        self._keyed: dict[ResponseId, asyncio.Event] = {}  # being submitted under an idempotency key
         self._disowned = 0  # refused jobs that may be stored: with them, too, no more than max_responses
-        self._tasks: asyncio.TaskGroup | None = None
-        self._background: set[asyncio.Task[None]] = set()  # a few for each response in flight or disowned
         self._draining = False
-        self._quiet = asyncio.Event()  # set while nothing is in flight; looked at by drain
-        self._quiet.set()
 
     # -- life ---------------------------------------------------------------------------------------
 
@@ -106,16 +92,15 @@ class Pipeline:
         gone for good."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                self._tasks = tasks
+                self._background.attach(tasks)
                 tasks.create_task(self._broker.closed(), name="broker-closed")
                 tasks.create_task(self._tail.run(), name="reply-tail")
+                tasks.create_task(self._in_flight.run(), name="in-flight")
                 tasks.create_task(self._roster.run(), name="roster")
                 tasks.create_task(self._catalog.run(), name="catalog")
                 tasks.create_task(self._ended.run(), name="ended-responses")
         finally:
-            self._tasks = None
-            for entry in self._entries.values():
-                entry.stop_timers()
+            self._background.attach(None)
             await self._catalog.close()
 
     def ready(self) -> tuple[bool, str]:
@@ -140,53 +125,85 @@ class Pipeline:
     @property
     def quiet(self) -> bool:
         """Nothing is in flight, and what ended is remembered."""
-        return self._quiet.is_set()
+        return not (self._in_flight or self._background or self._submitting)
 
     async def drain(self) -> None:
-        """Refuse new responses (going_away) and wait for those in flight, ``gateway.drain_s`` at most. What
-        is left then goes on in the queue."""
+        """Refuse new responses (going_away) and wait for those in flight, ``gateway.drain_s`` at most, not
+        for those whose clients have gone on to another gateway. What is left stays in the queue."""
         self._draining = True
         try:
             async with asyncio.timeout(self._limits.drain_s):
-                await self._quiet.wait()
+                while self._in_flight.kept_here or self._background or self._submitting:  # noqa: ASYNC110
+                    await asyncio.sleep(DRAIN_LOOK_S)  # clients elsewhere set no event here
         except TimeoutError:
-            log.warning("%d responses are still in flight", len(self._entries))
+            log.warning("%d responses are still in flight", len(self._in_flight))
 
     # -- requests -----------------------------------------------------------------------------------
 
     async def submit(self, generation: Generation) -> Live:
         """Accept a response. Raises ``HeadraceError`` on refusal; once it returns, the response is stored
-        and reaches one terminal update. Attach a reader within the grace time."""
-        model = ""
+        and reaches one terminal update. Attach a reader within the grace time. With an idempotency key that
+        was used before it is the response to the first request with that key, of whichever gateway, for as
+        long as the queue keeps its job."""
         self._submitting += 1
-        self._note_quiet()
+        try:
+            if generation.idempotency_key is None:
+                return await self._submit_new(generation, new_response_id())
+            return await self._submit_once(generation, generation.idempotency_key)
+        finally:
+            self._submitting -= 1
+
+    async def _submit_once(self, generation: Generation, key: str) -> Live:
+        response = keyed_response_id(self._secret, generation.tenant, key)
+        while (submitting := self._keyed.get(response)) is not None:
+            await submitting.wait()
+        self._keyed[response] = done = asyncio.Event()
+        try:
+            first = await self._find_anywhere(response, generation.tenant)
+            if first is None:
+                try:
+                    return await self._submit_new(generation, response)
+                except _NotFirst:
+                    first = await self.attach(response, generation.tenant)
+        finally:
+            del self._keyed[response]
+            done.set()
+        if first.job.request_digest != request_digest(generation):
+            raise HeadraceError(
+                "idempotency_conflict",
+                "This idempotency key was used for another request: take a new key for each request.",
+                param="idempotency_key",
+            )
+        return first
+
+    async def _submit_new(self, generation: Generation, response: ResponseId) -> Live:
+        model = ""
         try:
             self._admit()
             card = self._catalog.resolve(generation.model)
             model = card.name
             check_token_ids(generation.sampling, card.vocab_size)
             tokenizer = await self._catalog.tokenizer(card)
-            return await self._open(generation, card, tokenizer)
+            return await self._open(generation, response, card, tokenizer)
         except HeadraceError:
             meter.refused(model)
             raise
         except ApiError as error:  # JetStream is starting, electing, or full
             meter.refused(model)
             raise _refused(error) from error
-        finally:
-            self._submitting -= 1
-            self._note_quiet()
 
     def _admit(self) -> None:
-        if self._draining or self._tasks is None:
+        if self._draining or not self._background.open:
             raise HeadraceError("going_away", "This gateway is shutting down or starting: connect again.")
         if not self._broker.connected:
             raise NoAnswer("disconnected", "job")
-        if len(self._entries) + self._disowned + self._submitting > self._limits.max_responses:
+        if len(self._in_flight) + self._disowned + self._submitting > self._limits.max_responses:
             raise HeadraceError("queue_full", "This gateway has all the responses it takes: try again later.")
 
-    async def _open(self, generation: Generation, card: ModelCard, tokenizer: ChatTokenizer) -> Live:
-        response = new_response_id()
+    async def _open(
+        self, generation: Generation, response: ResponseId, card: ModelCard, tokenizer: ChatTokenizer
+    ) -> Live:
+        settled = False  # the job is known to be stored, or may be: the turn is its
         try:
             opened = await self._conversations.open(generation, response)
             built = await asyncio.to_thread(
@@ -199,70 +216,54 @@ class Pipeline:
                 default_max_tokens=self._limits.default_max_tokens,
             )
             opened = replace(opened, context=built.context)  # rounds that did not fit are forgotten
-            job = self._job(generation, card, opened, built)
+            job = make_job(
+                generation,
+                card,
+                opened,
+                built,
+                gateway=self.gateway,
+                secret=self._secret,
+                now_unix_ms=int(time.time() * 1000),
+                max_deadline_s=self._limits.deadline_s,
+            )
+            settled = generation.idempotency_key is not None
             return await self._accept(generation, job, opened, tokenizer, card)
-        except BaseException:
-            self._spawn(self._conversations.abandon(generation, response), f"abandon {response}")
+        except BaseException as error:
+            if not settled or _is_known_not_stored(error):
+                self._background.spawn(
+                    self._conversations.abandon(generation, response), f"abandon {response}"
+                )
             raise
-
-    def _job(self, generation: Generation, card: ModelCard, opened: Opened, built: prompt.Prompt) -> Job:
-        user_text, messages = present(generation.messages)
-        now_ms = int(time.time() * 1000)
-        deadline_s = min(generation.deadline_s or self._limits.deadline_s, self._limits.deadline_s)
-        return Job(
-            response=opened.response,
-            tenant=generation.tenant,
-            session=session_token(self._secret, generation.tenant, opened.context.session or opened.response),
-            gateway=self.gateway,
-            model=card.token,
-            model_name=generation.model or card.name,
-            priority=generation.priority,
-            prompt_ids=built.ids,
-            sampling=built.sampling,
-            presentation=Presentation(
-                api=generation.api,
-                stop=generation.stop,
-                echo=generation.echo,
-                conversation=generation.conversation,
-                previous_response_id=generation.previous_response_id,
-                user_text=user_text,
-                store=generation.store,
-                input=messages,
-            ),
-            created_unix_ms=now_ms,
-            deadline_unix_ms=now_ms + int(deadline_s * 1000),
-            cache_salt=cache_salt(self._secret, generation.tenant),
-            traceparent=generation.traceparent,
-        )
 
     async def _accept(
         self, generation: Generation, job: Job, opened: Opened, tokenizer: ChatTokenizer, card: ModelCard
     ) -> Live:
-        """Registered before it is published: the first token may be here before the ack."""
-        live = Live(job, generation, tokenizer.detokenizer, self, memory=opened.memory)
+        live = Live(job, tokenizer.detokenizer, self._in_flight, received_unix_ms=generation.received_unix_ms)
         counted = Meter(card.name, generation.received_unix_ms or job.created_unix_ms)
-        entry = self._entries[job.response] = _Entry(live, opened, tokenizer, counted)
+        entry = self._in_flight.register(live, Accepted(opened, tokenizer, counted))
         try:
-            await publish_job(self._broker, job)
+            stored = await publish_job(self._broker, job)
+            if stored.duplicate and live.is_repeatable and await self._is_anothers(job):
+                raise _NotFirst
         except BaseException as error:
-            if self._entries.pop(job.response, None) is not None:
+            if live.end is None:
+                self._in_flight.withdraw(entry)
                 counted.withdrawn()
             self._disown(job, error)
             raise
-        live.accepted(time.time() * 1000)
-        if live.end is None:
-            loop = asyncio.get_running_loop()
-            left_s = job.deadline_unix_ms / 1000 - time.time()
-            entry.deadline = loop.call_later(max(0.0, left_s), self._deadline_passed, entry)
-            if not live.attended:
-                self.live_deserted(live)
+        self._in_flight.begin(entry)
         return live
 
+    async def _is_anothers(self, job: Job) -> bool:
+        """Found under the same idempotency key: by this very gateway, whose first ack was lost, or not."""
+        first = await find_job(self._broker, job.response)
+        return first is not None and first.gateway != self.gateway
+
     def _disown(self, job: Job, error: BaseException) -> None:
-        """Nobody will read it, and it may be stored all the same: no worker shall spend time on it."""
-        too_large = isinstance(error, HeadraceError) and error.code == "payload_too_large"
-        if not too_large and not isinstance(error, ApiError):
-            self._spawn(
+        """Nobody will read it, and it may be stored all the same: no worker shall spend time on it. One with
+        an idempotency key may be asked for again, and is then answered."""
+        if not job.request_digest and not _is_known_not_stored(error):
+            self._background.spawn(
                 self._close_disowned(msgspec.structs.replace(job, prompt_ids=())), f"disown {job.response}"
             )
 
@@ -274,6 +275,35 @@ class Pipeline:
         finally:
             self._disowned -= 1
 
+    # -- by id ----------------------------------------------------------------------------------------
+
+    def find(self, response: ResponseId, tenant: TenantId) -> Live | None:
+        """A response in flight here, or ended a short while ago. None for another tenant's."""
+        live = self._in_flight.find(response) or self._ended.find(response)
+        return live if live is not None and live.tenant == tenant else None
+
+    async def attach(self, response: ResponseId, tenant: TenantId) -> Live:
+        """A response of any gateway, read up to now, and followed from now on if it has not ended. Raises
+        ``HeadraceError``: response_not_found, broker_unavailable, and what getting its tokenizer raises."""
+        live = await self._find_anywhere(response, tenant)
+        if live is None:
+            raise _not_found(response)
+        return live
+
+    async def _find_anywhere(self, response: ResponseId, tenant: TenantId) -> Live | None:
+        live = self.find(response, tenant)
+        if live is not None:
+            return live
+        try:
+            job = await find_job(self._broker, response)
+        except ApiError as error:
+            raise _refused(error) from error
+        if job is None or job.tenant != tenant:
+            return None
+        tokenizer = await self._tokenizer_of(job)
+        # A moment later it may have come to live here, or to an end.
+        return self.find(response, tenant) or await self._in_flight.follow(job, tokenizer)
+
     async def cancel(self, response: ResponseId, tenant: TenantId) -> None:
         """Close the log, of whichever gateway; the terminal update comes from the log, in stream order. No
         effect on an ended one. Raises ``HeadraceError``: response_not_found, broker_unavailable."""
@@ -283,7 +313,7 @@ class Pipeline:
         try:
             job = live.job if live is not None else await find_job(self._broker, response)
             if job is None or job.tenant != tenant:
-                raise HeadraceError("response_not_found", f"There is no response {response}.")
+                raise _not_found(response)
             if live is None and await self._is_over(job):
                 return
             await closer.close(self._broker, job, Closed(reason="cancelled"))
@@ -295,105 +325,31 @@ class Pipeline:
         reply_log = ReplyLog(self._broker, job.gateway, job.response, job.session)
         return not closer.is_of_use(job) or (await reply_log.read()).end is not None
 
-    def find(self, response: ResponseId, tenant: TenantId) -> Live | None:
-        """A response in flight here, or ended a short while ago. None for another tenant's."""
-        entry = self._entries.get(response)
-        live = entry.live if entry is not None else self._ended.find(response)
-        return live if live is not None and live.tenant == tenant else None
-
     async def _tokenizer_of(self, job: Job) -> ChatTokenizer:
-        card = self._catalog.by_token(job.model)
-        if card is None:
-            raise HeadraceError("model_not_found", f"No worker serves {job.model_name!r} any more.")
-        return await self._catalog.tokenizer(card)
+        return await self._catalog.tokenizer_of(job.model)
 
-    # -- what the logs and the readers bring ----------------------------------------------------------
+    # -- ends -----------------------------------------------------------------------------------------
 
-    def _on_message(self, response: ResponseId, seq: int, message: ReplyMessage) -> None:
-        entry = self._entries.get(response)
-        if entry is not None:
-            entry.live.feed(seq, message)
-
-    def live_started(self, live: Live) -> None:
-        self._entries[live.response_id].meter.started()
-
-    def live_tokens(self, live: Live, count: int) -> None:
-        self._entries[live.response_id].meter.tokens(count)
-
-    def live_attended(self, live: Live) -> None:
-        entry = self._entries.get(live.response_id)
-        if entry is not None and entry.grace is not None:
-            entry.grace.cancel()
-            entry.grace = None
-
-    def live_deserted(self, live: Live) -> None:
-        """A dropped connection is not a cancel: the client may come back within the grace time."""
-        entry = self._entries.get(live.response_id)
-        if entry is not None and entry.grace is None:
-            wait_s = self._limits.disconnect_grace_s
-            entry.grace = asyncio.get_running_loop().call_later(wait_s, self._grace_passed, entry)
-
-    def live_stopped(self, live: Live, total: int) -> None:
-        self._close_soon(self._entries[live.response_id], Closed(reason="stop", total=total))
-
-    def live_ended(self, live: Live) -> None:
-        entry = self._entries.pop(live.response_id)
-        entry.stop_timers()
-        assert live.end is not None
-        entry.meter.ended(live.end)
+    def _on_ended(self, entry: Entry) -> None:
+        live, accepted = entry.live, entry.accepted
         self._ended.keep(live, time.monotonic())
-        self._conversations.will_close(live.response_id)
-        closing = self._conversations.close(entry.opened, live.job, live.log, entry.tokenizer)
-        self._spawn(closing, f"remember {live.response_id}")
-        self._note_quiet()
+        if accepted is not None:
+            assert live.end is not None
+            accepted.meter.ended(live.end)
+            self._conversations.will_close(live.response_id)
+            closing = self._conversations.close(accepted.opened, live.job, live.log, accepted.tokenizer)
+            self._background.spawn(closing, f"remember {live.response_id}")
 
-    # -- closing logs from outside ------------------------------------------------------------------
 
-    def _deadline_passed(self, entry: _Entry) -> None:
-        self._close_soon(entry, Closed(reason="deadline", code="deadline_exceeded"))
-
-    def _grace_passed(self, entry: _Entry) -> None:
-        if not entry.live.attended:
-            self._close_soon(entry, Closed(reason="cancelled"))
-
-    def _close_soon(self, entry: _Entry, closed: Closed) -> None:
-        if entry.closing and closed.reason != "stop":
-            return  # a stop string ends the response here and now: whatever else was under way is given up
-        entry.closing = True
-        live = entry.live
-
-        def needed() -> bool:  # the log alone ends a response, unless a stop string in its text did
-            return live.end is None or (closed.reason == "stop" and closer.is_of_use(live.job))
-
-        closing = closer.close_surely(self._broker, live.job, closed, needed)
-        self._spawn(closing, f"close {live.response_id}")
-
-    # -- background -----------------------------------------------------------------------------------
-
-    def _spawn(self, work: Coroutine[object, object, None], name: str) -> None:
-        """A task of ``run``'s group: a bug in it ends the process. When ``run`` is ending, so is its work."""
-        try:
-            if self._tasks is None:
-                raise RuntimeError("not running")
-            task = self._tasks.create_task(work, name=name)
-        except RuntimeError:  # what a task group says when it is shutting down
-            work.close()
-            return
-        self._background.add(task)
-        task.add_done_callback(self._background_done)
-        self._note_quiet()
-
-    def _background_done(self, task: asyncio.Task[None]) -> None:
-        self._background.discard(task)
-        self._note_quiet()
-
-    def _note_quiet(self) -> None:
-        if self._entries or self._background or self._submitting:
-            self._quiet.clear()
-        else:
-            self._quiet.set()
+def _is_known_not_stored(error: BaseException) -> bool:
+    too_large = isinstance(error, HeadraceError) and error.code == "payload_too_large"
+    return too_large or isinstance(error, ApiError)
 
 
 def _refused(error: ApiError) -> HeadraceError:
     log.warning("JetStream refused: %s", error)
     return HeadraceError("broker_unavailable", "The queue cannot be used right now: try again.")
+
+
+def _not_found(response: ResponseId) -> HeadraceError:
+    return HeadraceError("response_not_found", f"There is no response {response}.")

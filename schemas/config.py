@@ -99,6 +99,7 @@ class Sim(_Section, frozen=True):
     start_fault: Literal["", "crash", "hang"] = ""
     crash_after_tokens: Annotated[int, Meta(ge=0)] = 0  # 0: never
     hang_after_tokens: Annotated[int, Meta(ge=0)] = 0
+    crash_on_token_id: Annotated[int, Meta(ge=0)] = 0  # a prompt that holds it crashes the engine; 0: none
 
 
 class Logging(_Section, frozen=True):

@@ -57,6 +57,7 @@ ERRORS: dict[str, ErrorSpec] = {
     "response_not_found": ErrorSpec(_BAD, 404, _C),
     "previous_response_not_found": ErrorSpec(_BAD, 400, _C),
     "conversation_busy": ErrorSpec(_BAD, 409, _C),
+    "idempotency_conflict": ErrorSpec(_BAD, 409, _C),
     "not_found": ErrorSpec(_BAD, 404, _C),
     "method_not_allowed": ErrorSpec(_BAD, 405, _C),
     "forbidden": ErrorSpec("permission_error", 403, _C, ws_close=4403),

@@ -55,6 +55,15 @@ def parse_token(text: str) -> str:
     return text
 
 
+def keyed_response_id(secret: bytes, tenant: TenantId, key: str) -> ResponseId:
+    """The id of the response to a request with this idempotency key: a pure function of tenant and key, so
+    that any gateway finds the first one by its id, for as long as the queue keeps its job. The ULID's time
+    is 0, which tells such an id from one that was made at some time."""
+    message = b"\x00".join((b"idempotency", tenant.encode(), key.encode()))
+    digest = hmac.new(secret, message, hashlib.sha256).digest()
+    return ResponseId(f"resp_{ULID(bytes(6) + digest[:10])}")
+
+
 def session_token(secret: bytes, tenant: TenantId, name: str) -> SessionToken:
     """The subject token of a tenant's session: HMAC-SHA256 over tenant and name, so that equal names
     of two tenants never meet and a token tells nothing about the name."""

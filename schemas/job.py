@@ -27,6 +27,7 @@ from schemas.sampling import Sampling, Vocab
 Priority = Literal["interactive", "standard", "batch"]  # the queue's class
 Lane = Literal["fair", "over"]  # over: what a tenant sends above its share
 PRIORITIES: tuple[Priority, ...] = ("interactive", "standard", "batch")
+Memory = Literal["none", "on", "unavailable"]  # of a conversation: not asked for, kept, Redis is away
 LANES: tuple[Lane, ...] = ("fair", "over")
 
 CODEC = "msgpack;v=1"  # value of the header Hr-Codec
@@ -40,6 +41,7 @@ class Presentation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     ``conversation``: the client's name for it; ``user_text``: this turn's input, kept so that a turn
     whose gateway died can be folded into the conversation from the job and its reply log; ``input`` is
     the same as (role, content) where it is more than one user message, and ``user_text`` is empty then.
+    ``memory``: whether the conversation was remembered when the job was made.
     """
 
     api: Literal["responses", "chat", "completions", "simple"]
@@ -50,10 +52,12 @@ class Presentation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     user_text: str = ""
     store: bool = True
     input: tuple[tuple[str, str], ...] = ()
+    memory: Memory = "none"
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag="job"):
     """``prompt_ids``: the whole prompt, encoded once, at the edge. Times are unix milliseconds.
+    ``request_digest``: of what the client asked, where it gave an idempotency key.
     Everything that becomes part of a subject is checked as it is decoded."""
 
     response: Annotated[ResponseId, Meta(pattern=RESPONSE_PATTERN)]
@@ -72,6 +76,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_fie
     cache_salt: Annotated[str, Meta(max_length=64)] | None = None
     traceparent: str | None = None
     replay_of: ResponseId | None = None
+    request_digest: str = ""
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag="dead"):

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 
 import msgspec
 from starlette.requests import Request
@@ -18,6 +19,7 @@ from gateway.generation import Ended, Generation
 from gateway.live import Live
 from schemas.errors import HeadraceError
 
+MAX_KEY = 256
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context
 
 
@@ -47,6 +49,15 @@ def traceparent(request: Request) -> str | None:
     return value if _TRACEPARENT.fullmatch(value) else None
 
 
+def idempotency_key(request: Request) -> str | None:
+    """Of the header. Raises ``invalid_value``."""
+    key = request.headers.get("idempotency-key")
+    if key is not None and not 1 <= len(key) <= MAX_KEY:
+        problem = f"Idempotency-Key: give 1 to {MAX_KEY} characters, or leave it out."
+        raise HeadraceError("invalid_value", problem, param="idempotency_key")
+    return key
+
+
 def now_ms() -> float:
     return time.time() * 1000
 
@@ -65,6 +76,7 @@ async def generate(
     generation = to_generation(
         tenant=OPEN_TENANT, limits=front.limits, received_unix_ms=now_ms(), traceparent=traceparent(request)
     )
+    generation = replace(generation, idempotency_key=idempotency_key(request))
     with front.answering():
         live = await submit(front, generation, names)
         if stream is not None:
@@ -104,7 +116,8 @@ async def give_up(front: Front, live: Live) -> None:
 
 
 async def _until_ended_for(front: Front, live: Live, request: Request) -> Ended:
-    """Raises ``ClientGone``, and then the response is cancelled: its client never learned its id."""
+    """Raises ``ClientGone``, and then the response is cancelled, because its client never learned its id;
+    but not one that it may ask for again: that one has the grace time."""
 
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -118,7 +131,8 @@ async def _until_ended_for(front: Front, live: Live, request: Request) -> Ended:
             watching.cancel()
             return end
     except* ClientGone:
-        await give_up(front, live)
+        if not live.is_repeatable:
+            await give_up(front, live)
     raise ClientGone
 
 

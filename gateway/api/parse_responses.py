@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from gateway.api.parse_json import JsonObject, to_request
-from gateway.api.parse_sampling import Label, Metadata, SamplingFields, TokenLimit
+from gateway.api.parse_sampling import IdempotencyKey, Label, Metadata, SamplingFields, TokenLimit
 from gateway.api.responses_object import Echo
 from gateway.generation import ChatMessage, Generation
 from schemas.config import Gateway
@@ -85,6 +85,7 @@ class ResponseCreate(SamplingFields, frozen=True, kw_only=True, forbid_unknown_f
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     stream_id: Label | None = None  # WebSocket only
+    idempotency_key: IdempotencyKey | None = None  # WebSocket only; HTTP has a header for it
     text: TextConfig | None = None
     user: Label | None = None
     safety_identifier: Label | None = None
@@ -141,6 +142,7 @@ def to_generation(
         previous_response_id=_previous(create.previous_response_id),
         store=create.store is not False,
         echo=msgspec.json.encode(_echo(create)).decode(),
+        idempotency_key=create.idempotency_key,
         traceparent=traceparent,
         received_unix_ms=received_unix_ms,
     )

@@ -27,6 +27,7 @@ Metadata = Annotated[
     dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]], Meta(max_length=16)
 ]
 Label = Annotated[str, Meta(max_length=256)]  # names a client gives: user, conversation, …
+IdempotencyKey = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
 class SamplingFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -18,8 +18,8 @@ from gateway.api.http_request import generate, json_answer, read_object, until_e
 from gateway.api.parse_json import unknown_parameter
 from gateway.api.parse_responses import parse_create, to_generation
 from gateway.api.responses_events import Event, seen_tokens
+from gateway.api.responses_view import attach, events_of, snapshot
 from gateway.api.responses_view import cancel as cancel_response
-from gateway.api.responses_view import events_of, find, snapshot
 from gateway.generation import Ended, Update
 from gateway.live import Live
 from schemas.errors import HeadraceError
@@ -35,6 +35,9 @@ async def create(front: Front, request: Request) -> Response:
         raise HeadraceError(
             "unsupported_parameter", "stream_id is for WebSockets: leave it out.", param="stream_id"
         )
+    if params.idempotency_key is not None:
+        problem = "Send the idempotency key as the header Idempotency-Key."
+        raise HeadraceError("unsupported_parameter", problem, param="idempotency_key")
     return await generate(
         front,
         request,
@@ -51,9 +54,9 @@ async def _answer(front: Front, live: Live, end: Ended) -> responses_object.Resp
 
 
 async def retrieve(front: Front, request: Request, response_id: str) -> Response:
-    """``?stream=true&starting_after=N``: the events behind number N, of a response this gateway holds."""
+    """``?stream=true&starting_after=N``: the events behind number N, of a response of any gateway."""
     after = _asked_after(request.query_params)
-    live = find(front, response_id)
+    live = await attach(front, response_id)
     if after is None:
         return json_answer(await snapshot(front, live), live)
     RESUMES.inc()
@@ -93,20 +96,12 @@ def _truth(query: QueryParams, name: str) -> bool:
 
 
 async def cancel(front: Front, response_id: str) -> Response:
-    """Answers when the response has ended; cancelling what has ended changes nothing. Of a response that
-    another gateway holds only the id is known here."""
+    """Answers when the response has ended; cancelling what has ended changes nothing."""
     with front.answering(new=False):
-        live = await cancel_response(front, response_id)
-        if live is None:
-            body = msgspec.json.encode(_Elsewhere(response_id))
-            return Response(body, status_code=202, media_type="application/json")
+        await cancel_response(front, response_id)
+        live = await attach(front, response_id)
         await until_ended(live)
         return json_answer(await snapshot(front, live), live)
-
-
-class _Elsewhere(msgspec.Struct, frozen=True):
-    id: str
-    object: str = "response"
 
 
 def _stream(front: Front, live: Live, *, after: int) -> Response:

@@ -12,14 +12,14 @@ import msgspec
 from msgspec import Meta
 
 from gateway.api.token_logprobs import NONE
-from gateway.generation import Ended, Generation
+from gateway.generation import Ended
 from schemas.errors import ERRORS
 from schemas.ids import ResponseId
+from schemas.job import Job, Memory
 from schemas.reply import Usage
 
 Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
-Memory = Literal["none", "on", "unavailable"]
 Nothing = Annotated[list[Any], Meta(max_length=0)]  # features not served yet: always empty
 
 
@@ -99,9 +99,10 @@ class Conversation(msgspec.Struct, frozen=True):
 
 class ResponseTimings(msgspec.Struct, frozen=True, kw_only=True):
     """Milliseconds. ``edge_ms``: request received to job stored; ``ttft_ms``: received to first text.
-    The others are the worker's: None where it was ended from outside (a stop string, a cancel)."""
+    The others are the worker's. None where it is not known: the worker's where the response was ended from
+    outside (a stop string, a cancel), ``edge_ms`` at a gateway that did not accept it."""
 
-    edge_ms: float
+    edge_ms: float | None
     queue_ms: float | None
     engine_queue_ms: float | None
     prefill_ms: float | None
@@ -160,17 +161,16 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
 _echo = msgspec.json.Decoder(Echo)
 
 
-def head(
-    response: ResponseId, created_unix_ms: int, model: str, generation: Generation, memory: Memory = "none"
-) -> Head:
+def head(job: Job) -> Head:
+    shown = job.presentation
     return Head(
-        id=response,
-        memory=memory,
-        created_unix_ms=created_unix_ms,
-        model=model,
-        conversation=generation.conversation,
-        previous_response_id=generation.previous_response_id,
-        echo=_echo.decode(generation.echo),
+        id=job.response,
+        memory=shown.memory,
+        created_unix_ms=job.created_unix_ms,
+        model=job.model_name,
+        conversation=shown.conversation,
+        previous_response_id=shown.previous_response_id,
+        echo=_echo.decode(shown.echo),
     )
 
 
@@ -275,7 +275,7 @@ def _usage(usage: Usage) -> ResponseUsage:
 def _timings(end: Ended) -> ResponseTimings:
     told = end.timings
     return ResponseTimings(
-        edge_ms=round(end.edge_ms, 3),
+        edge_ms=None if end.edge_ms is None else round(end.edge_ms, 3),
         queue_ms=None if told is None else round(told.queue_ms, 3),
         engine_queue_ms=None if told is None else round(told.engine_queue_ms, 3),
         prefill_ms=None if told is None else round(told.prefill_ms, 3),

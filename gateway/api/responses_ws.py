@@ -21,8 +21,9 @@ from gateway.api.front import OPEN_TENANT, Front
 from gateway.api.http_request import now_ms
 from gateway.api.parse_json import JsonObject, to_request
 from gateway.api.parse_responses import parse_create, to_generation
+from gateway.api.parse_sampling import Label
 from gateway.api.responses_events import Event, ResponseEvents, seen_tokens
-from gateway.api.responses_view import cancel, events_of, find
+from gateway.api.responses_view import attach, cancel, events_of
 from gateway.api.sockets import Socket, SocketClosed
 from gateway.api.token_logprobs import off_loop
 from gateway.generation import Generation, Update
@@ -40,6 +41,7 @@ class Cancel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Resume(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     response_id: str
     starting_after: Annotated[int, Meta(ge=-1, le=1 << 53)] = -1
+    stream_id: Label | None = None  # of the events; it waits for no other stream
 
 
 class Pong(msgspec.Struct, frozen=True):
@@ -117,9 +119,13 @@ class ResponsesSession:
 
     def _resume(self, tasks: asyncio.TaskGroup, raw: JsonObject, origin: Origin) -> None:
         resume = to_request(raw, Resume)
-        live = find(self._front, resume.response_id)
-        RESUMES.inc()
-        self._spawn(tasks, self._running, self._follow(live, origin, after=resume.starting_after), origin)
+
+        async def resuming() -> None:
+            live = await attach(self._front, resume.response_id)
+            RESUMES.inc()
+            await self._follow(live, origin, after=resume.starting_after)
+
+        self._spawn(tasks, self._running, resuming(), origin)
 
     def _cancel(self, tasks: asyncio.TaskGroup, raw: JsonObject, origin: Origin) -> None:
         """Whoever follows the response gets its ``response.incomplete``; here there is no answer. Not

@@ -201,6 +201,9 @@ class SimEngine:
                 deltas.append(self._advance(entry, now_s))
         while self._prefilling and self._prefilling[0][0] <= now_s:
             entry = heapq.heappop(self._prefilling)[2]
+            if self._config.crash_on_token_id and self._config.crash_on_token_id in entry.request.prompt_ids:
+                self._fail("the simulated engine crashed on a prompt (sim.crash_on_token_id)")
+                return
             entry.first_token_s = now_s
             if not self._decoding:  # the clock starts with the batch
                 self._next_tick_s = now_s + self._tick_s

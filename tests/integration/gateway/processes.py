@@ -17,7 +17,7 @@ from tests.integration.conftest import NatsServer, RedisServer, free_port
 
 READY_LIMIT_S = 40.0
 _PROGRAM = (
-    "import os, sys; from broker.settings import load; from {0}.main import run; "
+    "import os, sys; from broker.settings import load; from {0} import run; "
     "sys.exit(run(load(None, os.environ)))"
 )
 
@@ -25,11 +25,11 @@ _PROGRAM = (
 class Process:
     """One of our processes, configured by its environment, as an operator does it."""
 
-    def __init__(self, package: str, log: Path, environ: dict[str, str]) -> None:
+    def __init__(self, module: str, log: Path, environ: dict[str, str]) -> None:
         self._log = log
         with log.open("ab") as out:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM.format(package)],
+                [sys.executable, "-c", _PROGRAM.format(module)],
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **environ},
@@ -72,7 +72,7 @@ class Gateway(Process):
             "HEADRACE_GATEWAY__PORT": str(self.port),
             **settings,
         }
-        super().__init__("gateway", folder / f"gateway-{self.port}.log", environ)
+        super().__init__("gateway.main", folder / f"gateway-{self.port}.log", environ)
 
     def wait_until_ready(self) -> None:
         give_up = time.monotonic() + READY_LIMIT_S
@@ -99,7 +99,7 @@ def _worker(nats: NatsServer, redis: RedisServer, folder: Path, **sim: object) -
         "HEADRACE_WORKER__PORT": "0",
         **settings,
     }
-    return Process("workers", folder / "worker.log", environ)
+    return Process("workers.guardian", folder / "worker.log", environ)
 
 
 @contextlib.contextmanager

@@ -93,7 +93,7 @@ async def test_a_request_cancelled_in_its_claim_gives_the_conversation_back(
         redis_server.resume()
         await here.remembered()
         live = await here.pipeline.submit(ask("three", conversation="c", max_tokens=3))  # else it is busy
-        assert live.memory == "on"
+        assert live.job.presentation.memory == "on"
         await finish(live)
 
 
@@ -155,7 +155,7 @@ async def test_a_turn_without_memory_is_folded_in_and_forgets_nothing(
         await here.remembered()
         redis_server.pause()
         without = await here.pipeline.submit(ask("Forgot me?", conversation="c", min_tokens=3))
-        assert without.memory == "unavailable"
+        assert without.job.presentation.memory == "unavailable"
         redis_server.resume()  # and it sets the claim, which nobody waits for any more
         await finish(without)
         await here.remembered()
@@ -167,6 +167,8 @@ async def test_a_turn_without_memory_is_folded_in_and_forgets_nothing(
 
 async def _with_memory(here: Edge, text: str) -> Live:
     async with asyncio.timeout(10):
-        while (live := await here.pipeline.submit(ask(text, conversation="c"))).memory != "on":
+        while (
+            live := await here.pipeline.submit(ask(text, conversation="c"))
+        ).job.presentation.memory != "on":
             await finish(live)
     return live

@@ -46,7 +46,7 @@ async def test_a_named_conversation_extends_ids_exactly(here: Edge) -> None:
     sessions = set()
     for n in range(4):
         live = await here.pipeline.submit(ask(f"turn {n} 你好", conversation="c1", min_tokens=3))
-        assert live.memory == "on"
+        assert live.job.presentation.memory == "on"
         assert live.job.prompt_ids[: len(before)] == before
         assert len(live.job.prompt_ids) > len(before)
         await finish(live)  # and ask on at once: the turn may not be in Redis yet
@@ -141,20 +141,20 @@ async def test_redis_killed_and_back(here: Edge, redis_server: RedisServer) -> N
     await here.remembered()
     redis_server.kill()
     without = await here.pipeline.submit(ask("do you?", conversation="c3"))
-    assert without.memory == "unavailable"
+    assert without.job.presentation.memory == "unavailable"
     _, end = await finish(without)
     assert end.outcome in ("completed", "incomplete")
     assert "remember" not in await said(here, without)
     assert CACHE_DEGRADED._value.get() == 1
     with pytest.raises(HeadraceError, match="context_unavailable"):
         await here.pipeline.submit(ask("x", previous=first.response_id))
-    assert (await here.pipeline.submit(ask("no memory wanted"))).memory == "none"
+    assert (await here.pipeline.submit(ask("no memory wanted"))).job.presentation.memory == "none"
     redis_server.restart()
     async with asyncio.timeout(10):
         while True:
             live = await here.pipeline.submit(ask("anew", conversation="c4"))
             await finish(live)
-            if live.memory == "on":
+            if live.job.presentation.memory == "on":
                 break
     # its context went with Redis, and is read again from the job and its log
     recovered = await here.pipeline.submit(ask("still there?", previous=first.response_id))
@@ -167,7 +167,7 @@ async def test_redis_hangs(here: Edge, redis_server: RedisServer) -> None:
     redis_server.pause()
     began_s = asyncio.get_running_loop().time()
     live = await here.pipeline.submit(ask("anyone?", conversation="c5"))
-    assert live.memory == "unavailable"
+    assert live.job.presentation.memory == "unavailable"
     assert asyncio.get_running_loop().time() - began_s < 3
     again_s = asyncio.get_running_loop().time()
     await here.pipeline.submit(ask("anyone else?", conversation="c6"))

@@ -36,7 +36,6 @@ class OneResponse:
         self.live.feed(1, Started(attempt=1, worker=WorkerId("w")))
         self.live.feed(2, Tokens(fence=Fence(1), offset=0, ids=IDS[:2]))
         self.refusal: Exception | None = None
-        self.held = True
         self.cancelled: list[ResponseId] = []
         self.may_cancel = asyncio.Event()
         self.may_cancel.set()
@@ -51,10 +50,10 @@ class OneResponse:
             raise self.refusal
         return self.live
 
-    def find(self, response: ResponseId, tenant: TenantId) -> Live | None:
+    async def attach(self, response: ResponseId, tenant: TenantId) -> Live:
         if isinstance(self.refusal, ArithmeticError):
             raise self.refusal
-        return self.live if self.held else None
+        return self.live
 
     async def cancel(self, response: ResponseId, tenant: TenantId) -> None:
         await self.may_cancel.wait()
@@ -207,8 +206,7 @@ async def test_a_bug_ends_only_the_request_that_met_it(
 
 
 async def test_a_cancel_that_waits_holds_nothing_up(pipeline: OneResponse, front: Front) -> None:
-    """And there are only so many of them; nor need the response be held here."""
-    pipeline.held = False
+    """And there are only so many of them."""
     pipeline.may_cancel.clear()
     wire = Wire(front)
     cancel = {"type": "response.cancel", "response_id": pipeline.live.response_id}
@@ -225,17 +223,10 @@ async def test_a_cancel_that_waits_holds_nothing_up(pipeline: OneResponse, front
     await wire.hang_up()
 
 
-async def test_a_cancel_over_http_of_a_response_held_here_or_elsewhere(
+async def test_a_cancel_over_http_is_answered_with_the_end(
     pipeline: OneResponse, http: httpx.AsyncClient
 ) -> None:
     path = f"/v1/responses/{pipeline.live.response_id}/cancel"
-    pipeline.held = False
-    answer = await http.post(path)
-    assert (answer.status_code, answer.json()) == (
-        202,
-        {"id": pipeline.live.response_id, "object": "response"},
-    )
-    pipeline.held = True
     answer = await http.post(path)
     assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
     pipeline.refusal = HeadraceError("response_not_found", "There is no such response.")

@@ -12,6 +12,7 @@ from broker.connection import Broker
 from broker.presence import Roster
 from gateway.catalog import Catalog, tokenizer_cache
 from schemas.config import Nats
+from schemas.errors import HeadraceError
 from schemas.ids import ModelToken, WorkerId
 from schemas.presence import WorkerCard
 from workers.engine.sim_tokenizer import write_tokenizer
@@ -69,7 +70,8 @@ async def test_a_tokenizer_goes_with_its_model(tmp_path: Path, monkeypatch: pyte
     roster.cards = [card("new", 2)]
     roster._changed()
     await until(lambda: bool(catalog.models()) and not catalog.lacking())
-    assert catalog.by_token(old.token) is None  # one is remembered, and that is the one with a worker
+    with pytest.raises(HeadraceError, match="model_not_found"):
+        catalog.resolve("old")  # one is remembered, and that is the one with a worker
     assert not catalog.has_tokenizer(old)
     assert catalog.has_tokenizer(catalog.resolve("new"))
     running.cancel()

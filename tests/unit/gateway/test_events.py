@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -19,9 +18,10 @@ from gateway.api.chat_events import DONE, ChatChunks, completion
 from gateway.api.responses_events import Event, ResponseEvents, seen_tokens
 from gateway.api.responses_object import Echo, Head, OutputText, Response, head, running
 from gateway.api.token_logprobs import Spelling
-from gateway.generation import ChatMessage, Ended, Generation, Started, Text, Update
+from gateway.generation import Ended, Started, Text, Update
 from schemas.errors import HeadraceError
-from schemas.ids import TenantId, new_response_id
+from schemas.ids import GatewayId, ModelToken, SessionToken, TenantId, new_response_id
+from schemas.job import Job, Presentation
 from schemas.reply import Timings, TokenLogprobs, Usage
 from schemas.sampling import Sampling
 
@@ -45,20 +45,27 @@ SDK_TYPES: dict[str, type[BaseModel]] = {
 OUR_WORDS = {"cancelled", "engine_failed", "deadline_exceeded"}
 
 
-def request(**echo: Any) -> Generation:
-    return Generation(
-        api="responses",
+def a_job(past: Mapping[str, Any] | None = None, **echo: Any) -> Job:
+    shown = {"conversation": "c"} if past is None else past
+    return Job(
+        response=RESPONSE,
         tenant=TenantId("t"),
-        model="m",
-        messages=(ChatMessage("user", "hello"),),
+        session=SessionToken("s"),
+        gateway=GatewayId("gw"),
+        model=ModelToken("m"),
+        model_name="m",
+        prompt_ids=(1, 2, 3),
         sampling=Sampling(max_tokens=9),
-        conversation="c",
-        echo=msgspec.json.encode(Echo(**echo)).decode(),
+        presentation=Presentation(
+            api="responses", echo=msgspec.json.encode(Echo(**echo)).decode(), memory="on", **shown
+        ),
+        created_unix_ms=1_700_000_000_123,
+        deadline_unix_ms=1_700_000_300_123,
     )
 
 
 def a_head(**echo: Any) -> Head:
-    return head(RESPONSE, 1_700_000_000_123, "m", request(**echo), "on")
+    return head(a_job(**echo))
 
 
 def end(outcome: Any = "completed", total: int = 0, **more: Any) -> Ended:
@@ -163,8 +170,7 @@ def test_the_object_at_the_end() -> None:
     ],
 )
 def test_it_says_whether_old_rounds_may_be_dropped(past: dict[str, Any], truncation: str) -> None:
-    asked = dataclasses.replace(request(), **{"conversation": None, **past})
-    said = running(head(RESPONSE, 1, "m", asked, "on"), "queued")
+    said = running(head(a_job(past)), "queued")
     assert sdk.Response.model_validate_json(msgspec.json.encode(said)).truncation == truncation
 
 

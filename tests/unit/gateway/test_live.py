@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.cursor import cursor
-from gateway.generation import ChatMessage, Ended, Generation, Started, Text, Update
+from gateway.generation import Ended, Started, Text, Update
 from gateway.live import Live, LiveReader
 from gateway.text import Detokenizer, complete
 from schemas import reply
@@ -44,6 +44,9 @@ class Owner:
     def live_ended(self, live: Live) -> None:
         self.calls.append("ended")
 
+    def live_left(self, live: Live) -> None:
+        self.calls.append(f"left {live.read_tokens}")
+
 
 def make(stop: tuple[str, ...] = (), logprobs: int | None = None, min_tokens: int = 0) -> tuple[Live, Owner]:
     sampling = Sampling(max_tokens=1000, min_tokens=min_tokens, logprobs=logprobs)
@@ -60,11 +63,8 @@ def make(stop: tuple[str, ...] = (), logprobs: int | None = None, min_tokens: in
         created_unix_ms=1,
         deadline_unix_ms=2,
     )
-    generation = Generation(
-        "responses", TenantId("t"), "m", (ChatMessage("user", "hi"),), sampling, stop=stop
-    )
     owner = Owner()
-    return Live(job, generation, BYTES, owner), owner
+    return Live(job, BYTES, owner), owner
 
 
 STARTED = reply.Started(attempt=1, worker=WorkerId("w"))
@@ -206,7 +206,7 @@ async def test_a_stop_string_before_min_tokens_is_text() -> None:
     live.feed(3, tokens(len(ids), ids_of(" and END")))
     assert live.end is not None
     assert live.text == "abc END and "
-    assert owner.calls == [f"stopped {live.end.total}", "ended"]
+    assert owner.calls == [f"stopped {live.end.total}", "ended", "left 0"]
 
 
 async def test_timings_are_the_workers_or_none() -> None:
@@ -264,7 +264,26 @@ async def test_last_reader_gone_is_told_once_and_not_after_the_end() -> None:
     live.feed(1, STARTED)
     live.feed(2, finished([]))
     three.close()
-    assert owner.calls == ["attended", "deserted", "attended", "ended"]
+    assert owner.calls == ["attended", "deserted", "attended", "ended", "left 0"]
+
+
+async def test_what_was_read_is_known_when_the_last_reader_has_left() -> None:
+    ids = ids_of("some words")
+    live, owner = make()
+    fast, slow = live.reader(), live.reader()
+    live.feed(1, STARTED)
+    live.feed(2, tokens(0, ids[:2]))
+    await fast.next()
+    live.feed(3, tokens(2, ids[2:]))
+    slow.close()
+    fast.close()
+    assert live.read_tokens == 2
+    live.feed(4, Closed(reason="cancelled"))
+    assert owner.calls[-2:] == ["ended", "left 2"]
+    again = live.for_keeping().reader()
+    await again.next()
+    again.close()
+    assert owner.calls.count("left 2") == 1
 
 
 async def test_logprobs_cover_every_token_that_counts() -> None:

@@ -60,6 +60,14 @@ def test_a_card_of_before_it_told_its_interval_decodes() -> None:
     assert card == msgspec.structs.replace(MESSAGES["worker"], interval_s=2.0)
 
 
+def test_a_job_of_before_idempotency_keys_decodes() -> None:
+    earlier = _read(MESSAGES["job"])
+    del earlier["request_digest"]
+    assert DECODERS["job"](msgpack.packb(earlier)) == msgspec.structs.replace(
+        MESSAGES["job"], request_digest=""
+    )
+
+
 @pytest.mark.parametrize("name", sorted(MESSAGES))
 @pytest.mark.parametrize(
     "data",

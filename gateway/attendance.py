@@ -1,0 +1,68 @@
+"""Which responses have a client at another gateway, and telling the others of those that have one here.
+
+A response whose connection broke is cancelled after the grace time by the gateway that saw it break. Its
+client may be back at another one by then: that one says so, at once and three times in a grace time. Core
+messages, not stored: they are about now. Must not know what a response is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+
+import nats.errors
+from nats.aio.msg import Msg
+
+from broker import subjects
+from broker.connection import Broker
+from schemas.ids import GatewayId, ResponseId
+
+log = logging.getLogger(__name__)
+
+MIN_INTERVAL_S = 0.1
+
+
+class Attendance:
+    """``attended``: the responses to speak of. ``on_heard`` is called for what another gateway attends."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        gateway: GatewayId,
+        *,
+        grace_s: float,
+        attended: Callable[[], Iterable[ResponseId]],
+        on_heard: Callable[[ResponseId], None],
+    ) -> None:
+        self._broker = broker
+        self._me = gateway.encode()
+        self._interval_s = max(MIN_INTERVAL_S, grace_s / 3)
+        self._attended = attended
+        self._on_heard = on_heard
+
+    async def run(self) -> None:
+        """Never returns."""
+        subscription = await self._broker.nc.subscribe(subjects.attend(ResponseId("*")), cb=self._heard)
+        try:
+            while True:
+                await asyncio.sleep(self._interval_s)
+                for response in list(self._attended()):
+                    await self.tell(response)
+        finally:
+            try:
+                await subscription.unsubscribe()
+            except nats.errors.Error as error:
+                log.debug("unsubscribe: %s", error)
+
+    async def tell(self, response: ResponseId) -> None:
+        if not self._broker.connected:
+            return
+        try:
+            await self._broker.nc.publish(subjects.attend(response), self._me)
+        except nats.errors.Error as error:
+            log.debug("attendance of %s was not told: %s", response, error)
+
+    async def _heard(self, msg: Msg) -> None:
+        if msg.data != self._me:
+            self._on_heard(ResponseId(msg.subject.rpartition(".")[2]))
