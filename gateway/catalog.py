@@ -112,7 +112,8 @@ class Catalog:
 
     def resolve(self, name: str) -> ModelCard:
         """``name``: a served name or a model token; empty for the default. Raises ``HeadraceError``:
-        model_not_found, no_worker."""
+        model_not_found, no_worker; that also of any name while no worker was seen yet: a gateway that has
+        just begun does not know what there is."""
         alive = self.models()
         wanted = name or self._default
         if not wanted:
@@ -124,7 +125,7 @@ class Catalog:
             return max(found, key=lambda card: card.created_unix_ms)  # of two revisions, the newer
         if any(wanted in (card.name, card.token) for card in self._known.values()):
             raise HeadraceError("no_worker", f"No worker serves {wanted!r} right now: try again.")
-        if not alive and not name:
+        if not self._known or not (alive or name):
             raise HeadraceError("no_worker", "No model is being served right now: try again.")
         served = ", ".join(repr(card.name) for card in alive) or "none"
         raise HeadraceError(

@@ -303,7 +303,7 @@ class LiveReader:
         text = live.text_since(self._position)
         if text is not None:
             self._position = text.end_token
-            live.read_tokens = max(live.read_tokens, text.end_token)
+            live.read_tokens = max(live.read_tokens, min(text.end_token, len(live.log.ids)))
             updates.append(text)
         if live.end is not None:
             self._ended = True

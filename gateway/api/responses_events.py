@@ -137,7 +137,7 @@ class ResponseEvents:
             case Text():
                 return self._unseen(self._text(update))
             case Ended():
-                return self._unseen(self._end(update))
+                return self._end(update)
             case Started():
                 return self._unseen(self._start())
 
@@ -178,6 +178,7 @@ class ResponseEvents:
         ]
 
     def _end(self, end: Ended) -> list[Event]:
+        """The last event is told to everyone: who asks for what comes behind it would wait for ever."""
         number = ending(end.total)
         events: list[Event] = []
         if end.total > 0 and not self._open:
@@ -191,7 +192,7 @@ class ResponseEvents:
             events += self._closed(content, end, number)
             number += 3
         response = ended(self._head, end, content)
-        return [*events, ResponseEvent(_TERMINAL[end.outcome], number, response, self._lane)]
+        return [*self._unseen(events), ResponseEvent(_TERMINAL[end.outcome], number, response, self._lane)]
 
     def _closed(self, content: OutputText, end: Ended, number: int) -> list[Event]:
         item = message(self._head, item_end(end), content)

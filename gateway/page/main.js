@@ -2,63 +2,72 @@
 // to the view, at most once a frame. Owns the models' list and what survives a reload of the tab.
 
 import { Chat } from "./chat.js"
-import { Connection } from "./connection.js"
+import { HeadraceClient } from "./headrace.js"
 import { View } from "./view.js"
 
 const MODELS_RETRY_MS = 2_000
-const SAVED_AS = "headrace.chat.1" // the number changes with the form of chat.save()
+const SAVED_AS = "headrace.chat.2" // the number changes with the form of chat.save()
 
 const storage = openStorage()
 const chat = new Chat()
 const view = new View({
-  send: (text) => begin(() => chat.ask(text, view.model, performance.now())),
-  retry: (turn) => begin(() => chat.retry(turn, view.model, performance.now())),
-  stop: () => send(chat.stop()),
+  send: (text) => begin(chat.ask(text, view.model, performance.now())),
+  retry: (turn) => begin(chat.retry(turn, view.model, performance.now())),
+  stop,
   newChat: () => {
     view.drawNotice(null)
-    send(chat.reset())
+    stop()
+    chat.reset()
+    save()
+    draw()
   },
-  reconnect: () => connection.retryNow(),
+  reconnect: () => client.wake(),
 })
 
 const url = new URL("/v1/responses", location.href)
 url.protocol = location.protocol === "https:" ? "wss:" : "ws:"
-const connection = new Connection(url, { onState: connectionChanged, onEvent: received })
-let leaving = false // the server asked for a new connection; it gets one between two answers
+let connection = { name: "connecting" }
+let answer = null // the client's side of chat.active
 let modelsTimer = 0
 let frame = 0
+const client = new HeadraceClient(url, {
+  onState: connectionChanged,
+  onNotice: (error) => view.drawNotice(error),
+})
 
-function begin(makeRequest) {
+function begin(request) {
   view.drawNotice(null)
-  send(makeRequest())
-}
-
-function send(event) {
-  if (event !== null && !connection.send(event)) chat.lost()
+  answer = client.respond(request, handlersOf(chat.active))
   save()
   draw()
 }
 
-function received(event) {
-  if (event.type === "session.going_away") leaving = true
-  const { reply, notice } = chat.receive(event, performance.now())
-  if (reply !== null) connection.send(reply)
-  if (notice !== null) view.drawNotice(notice)
-  draw()
-  if (chat.busy) return
+function handlersOf(turn) {
+  return {
+    onEvent: (event) => {
+      chat.receive(turn, event, performance.now())
+      if (!chat.busy) save()
+      draw()
+    },
+    onWaiting: () => {
+      chat.refused(turn)
+      draw()
+    },
+  }
+}
+
+function stop() {
+  if (!chat.busy || chat.stopping) return
+  chat.stop()
+  answer.cancel()
   save()
-  if (leaving) connection.renew()
+  draw()
 }
 
 function connectionChanged(state) {
-  leaving = false
-  if (state.name !== "connected") chat.lost()
-  view.drawConnection(state)
+  connection = state
   clearTimeout(modelsTimer)
-  if (state.name === "connected") {
-    send(chat.connected())
-    loadModels()
-  }
+  if (state.name === "connected") loadModels()
   draw()
 }
 
@@ -80,6 +89,7 @@ function draw() {
     frame = 0
     view.drawTurns(chat.turns)
     view.drawBusy(chat.busy, chat.stopping)
+    view.drawConnection(connection, chat.active?.waiting ?? false)
   })
 }
 
@@ -95,7 +105,7 @@ function openStorage() {
 function save() {
   if (storage === null) return
   try {
-    storage.setItem(SAVED_AS, JSON.stringify(chat.save()))
+    storage.setItem(SAVED_AS, JSON.stringify(chat.save(chat.busy ? answer.checkpoint() : null)))
   } catch {
     // Storage is full: the chat goes on, and a reload starts a new one.
     storage.removeItem(SAVED_AS)
@@ -104,14 +114,16 @@ function save() {
 
 function restore() {
   const saved = storage?.getItem(SAVED_AS) ?? null
-  if (saved !== null) chat.restore(JSON.parse(saved))
+  if (saved === null) return
+  const checkpoint = chat.restore(JSON.parse(saved))
+  if (checkpoint !== null) answer = client.resume(checkpoint, handlersOf(chat.active))
 }
 
 restore()
 draw()
-connection.open()
-addEventListener("online", () => connection.retryNow())
+addEventListener("online", () => client.wake())
 addEventListener("pagehide", save)
 document.addEventListener("visibilitychange", () => {
-  if (document.visibilityState === "visible") connection.retryNow()
+  if (document.visibilityState === "visible") client.wake()
+  else save() // a phone may end a page that it has hidden without a word
 })

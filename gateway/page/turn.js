@@ -23,8 +23,8 @@ export function duration(ms) {
   return ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`
 }
 
-function progress({ phase, position, etaMs }) {
-  if (phase === "sent") return "Sending"
+function progress({ phase, waiting, position, etaMs }) {
+  if (phase === "sent") return waiting ? "Waiting for the service" : "Sending"
   if (phase === "working") return "Reading your message"
   const place = position > 0 ? `Waiting, position ${position}` : "Waiting"
   return etaMs >= 1000 ? `${place}, about ${Math.round(etaMs / 1000)} s` : place
@@ -37,7 +37,7 @@ const TRUNCATED = { max_output_tokens: "Ended at the length limit." }
 
 function ending({ phase, reason }) {
   if (phase === "stopped") return "Stopped."
-  if (phase === "interrupted") return "Interrupted: the connection was lost."
+  if (phase === "interrupted") return "Interrupted: the connection was lost for too long."
   if (phase === "truncated") return TRUNCATED[reason] ?? "Ended early."
   return ""
 }
@@ -93,7 +93,7 @@ export class AnswerTurn {
     const actions = node("div", "actions")
     if (phase === "failed" || phase === "interrupted") actions.append(button("retry", "Retry"))
     if (text) actions.append(button("copy", "Copy"))
-    if (meta?.ttftMs != null) actions.append(this.#figures(meta))
+    if (meta?.ttftMs != null || meta?.outputTokens > 0) actions.append(this.#figures(meta))
     if (actions.hasChildNodes()) yield actions
   }
 
@@ -104,7 +104,7 @@ export class AnswerTurn {
   }
 
   #figures({ ttftMs, outputTokens, tokensPerS, timings }) {
-    const parts = [`First token ${duration(ttftMs)}`]
+    const parts = ttftMs === null ? [] : [`First token ${duration(ttftMs)}`] // it came before a reload
     if (outputTokens !== null) parts.push(`${outputTokens} ${outputTokens === 1 ? "token" : "tokens"}`)
     if (tokensPerS !== null) parts.push(`${tokensPerS.toFixed(tokensPerS < 10 ? 1 : 0)} tokens/s`)
     const stages = STAGES.filter((key) => timings[key] > 0).map((key) => [key, timings[key]])

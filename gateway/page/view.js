@@ -5,7 +5,16 @@ import { AnswerTurn, UserTurn } from "./turn.js"
 
 const AT_BOTTOM_PX = 8
 const COPIED_FOR_MS = 1500
-const STATUS = { connecting: "Connecting", connected: "Connected", offline: "Offline", refused: "Not allowed" }
+const HINT_AFTER_MS = 1_000 // answers go on over a gap that short, and nobody need hear of it
+const LONG_WAIT_MS = 3_000
+const STATUS = {
+  connecting: "Connecting",
+  reconnecting: "Reconnecting",
+  waiting: "Waiting for the service",
+  connected: "Connected",
+  offline: "Offline",
+  refused: "Not allowed",
+}
 
 const byId = (id) => document.getElementById(id)
 
@@ -19,8 +28,12 @@ export class View {
   #drawn = new Map() // turn -> its view
   #follows = true // the reader is at the bottom, and wants to stay there
   #scrollTop = 0
+  #connection = { name: "connecting" }
+  #waiting = false
+  #status = "connecting" // as shown
+  #wasConnected = false
+  #hint = 0
   #countdown = 0
-  #connected = false
   #busy = false
   #stopping = false
 
@@ -97,22 +110,49 @@ export class View {
     this.#drawComposer()
   }
 
-  drawConnection(state) {
-    this.#connected = state.name === "connected"
-    byId("status").dataset.state = state.name
-    byId("status-text").textContent = state.name === "refused" && state.reason ? state.reason : STATUS[state.name]
-    byId("reconnect").hidden = state.name !== "offline"
-    clearInterval(this.#countdown)
-    const count = () => {
-      const leftS = Math.max(0, Math.ceil((state.retryAtMs - Date.now()) / 1000))
-      byId("countdown").textContent = state.name === "offline" ? `, retrying in ${leftS} s` : ""
-    }
-    count()
-    if (state.name === "offline") this.#countdown = setInterval(count, 250)
+  /** `waiting`: there is a connection, and the service behind it is away. */
+  drawConnection(connection, waiting) {
+    if (connection === this.#connection && waiting === this.#waiting) return
+    this.#connection = connection
+    this.#waiting = waiting
+    this.#wasConnected ||= connection.name === "connected"
+    const good = connection.name === "connected" && !waiting
+    if (good || connection.name === "refused" || this.#status !== "connected") this.#drawStatus()
+    else this.#hint ||= setTimeout(() => this.#drawStatus(), HINT_AFTER_MS)
     this.#drawComposer()
   }
 
+  #drawStatus() {
+    clearTimeout(this.#hint)
+    clearInterval(this.#countdown)
+    this.#hint = 0
+    const { reason, retryAtMs } = this.#connection
+    const name = this.#statusName()
+    if (name === this.#status && name !== "offline") return // not to be announced again
+    this.#status = name
+    byId("status").dataset.state = this.#status
+    byId("status-text").textContent = reason || STATUS[this.#status]
+    byId("reconnect").hidden = this.#status !== "offline"
+    byId("countdown").textContent = ""
+    if (this.#status !== "offline") return
+    const count = () => {
+      const leftS = Math.max(0, Math.ceil((retryAtMs - Date.now()) / 1000))
+      byId("countdown").textContent = `, retrying in ${leftS} s`
+    }
+    count()
+    this.#countdown = setInterval(count, 250)
+  }
+
+  #statusName() {
+    const { name, retryAtMs } = this.#connection
+    if (name === "connected") return this.#waiting ? "waiting" : "connected"
+    if (name === "refused" || (name === "offline" && retryAtMs - Date.now() >= LONG_WAIT_MS)) return name
+    return this.#wasConnected ? "reconnecting" : "connecting"
+  }
+
+  /** Models once seen stay on offer while a new gateway has yet to hear of them. */
   drawModels(ids) {
+    if (ids.length === 0 && this.model !== "") return
     const chosen = this.#model.value
     this.#model.replaceChildren(...ids.map((id) => new Option(id)))
     if (ids.length === 0) this.#model.append(new Option("No model yet", ""))
@@ -127,8 +167,9 @@ export class View {
     byId("notice").textContent = error?.message ?? ""
   }
 
+  /** Without a connection too: what is sent then goes out with the next one. */
   get #maySend() {
-    return this.#connected && !this.#busy && this.model !== ""
+    return this.#connection.name !== "refused" && !this.#busy && this.model !== ""
   }
 
   #submit(on, text) {

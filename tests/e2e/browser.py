@@ -5,6 +5,7 @@ Knows nothing of any page. ``tests/install-browser`` puts a browser where this l
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import AsyncIterator
@@ -14,7 +15,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from playwright.async_api import Browser, ConsoleMessage, Page, Request, async_playwright, expect
+from playwright.async_api import (
+    Browser,
+    ConsoleMessage,
+    Page,
+    Request,
+    WebSocket,
+    async_playwright,
+    expect,
+)
 
 TIMEOUT_MS = 20_000  # of any one condition: machines that test are slow and shared
 expect.set_options(timeout=TIMEOUT_MS)
@@ -54,6 +63,8 @@ class Watch:
     csp_violations: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)  # requests to other origins
     loaded: list[str] = field(default_factory=list)
+    sent: list[dict[str, Any]] = field(default_factory=list)  # over WebSockets
+    received: list[dict[str, Any]] = field(default_factory=list)
 
     def saw_console(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
@@ -71,8 +82,14 @@ class Watch:
         if parts.scheme not in ("data", "blob") and parts.netloc != urlsplit(self.origin).netloc:
             self.foreign.append(url)
 
-    def saw_websocket(self, url: str) -> None:
-        self._saw_url(url)
+    def saw_websocket(self, socket: WebSocket) -> None:
+        self._saw_url(socket.url)
+        socket.on("framesent", lambda frame: self.sent.append(json.loads(frame)))
+        socket.on("framereceived", lambda frame: self.received.append(json.loads(frame)))
+
+    def forgive_lost_connections(self) -> None:
+        """What Chromium itself writes into the console when a WebSocket breaks, which no page can prevent."""
+        self.console = [line for line in self.console if "WebSocket connection" not in line]
 
     def assert_clean(self) -> None:
         assert self.console == []
@@ -102,7 +119,7 @@ async def watched_page(browser: Browser, url: str, **context: Any) -> AsyncItera
         page.on("console", watch.saw_console)
         page.on("pageerror", lambda error: watch.console.append(f"uncaught: {error}"))
         page.on("request", watch.saw_request)
-        page.on("websocket", lambda socket: watch.saw_websocket(socket.url))
+        page.on("websocket", watch.saw_websocket)
         await page.expose_function("reportViolation", watch.saw_violation)
         await page.add_init_script(
             "addEventListener('securitypolicyviolation', (event) =>"

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
+import json
 import re
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from playwright.async_api import Browser, Locator, Page, expect
+from playwright.async_api import Browser, Locator, Page, WebSocketRoute, expect
 
-from tests.e2e.browser import PHONE, Watch, watched_page
+from tests.e2e.browser import PHONE, TIMEOUT_MS, Watch, watched_page
+from tests.e2e.cable import cable
 from tests.e2e.stack import Stack
 
 pytestmark = pytest.mark.browser
@@ -24,7 +28,10 @@ SLOW_ANSWERS = {
     "HEADRACE_SIM__INTER_TOKEN_MS": "20",
     "HEADRACE_SIM__SLOTS": "1",
     "HEADRACE_GATEWAY__DEFAULT_MAX_TOKENS": "120",
+    "HEADRACE_GATEWAY__ALLOWED_ORIGINS": "http://app.localhost",
 }
+
+RESTARTED_MS = 60_000  # a new gateway is there, and the page has found it
 
 Open = Callable[..., Awaitable[Page]]
 
@@ -46,8 +53,8 @@ async def open_chat(stack: Stack, browser: Browser, watches: list[Watch]) -> Asy
     """Opens the connected page. At the end, no page may have broken its own rules."""
     async with AsyncExitStack() as pages:
 
-        async def open_chat(**context: Any) -> Page:
-            page, watch = await pages.enter_async_context(watched_page(browser, stack.url, **context))
+        async def open_chat(url: str = stack.url, **context: Any) -> Page:
+            page, watch = await pages.enter_async_context(watched_page(browser, url, **context))
             watches.append(watch)
             await expect(connection(page)).to_contain_text("Connected")
             await expect(page.get_by_label("Model")).to_be_enabled()
@@ -81,8 +88,8 @@ async def ask(page: Page, text: str) -> None:
     await prompt(page).press("Enter")
 
 
-async def phase(page: Page, *wanted: str) -> None:
-    await expect(answer(page)).to_have_attribute("data-phase", re.compile("|".join(wanted)))
+async def phase(page: Page, wanted: str, *, timeout_ms: float = TIMEOUT_MS) -> None:
+    await expect(answer(page)).to_have_attribute("data-phase", wanted, timeout=timeout_ms)
 
 
 async def text_length(page: Page) -> int:
@@ -138,27 +145,192 @@ async def test_stop_keeps_what_came_and_the_chat_goes_on(page: Page) -> None:
     await expect(page.get_by_role("article", name="Answer")).to_have_count(2)
 
 
-async def test_a_dead_gateway_is_shown_and_survived(
-    page: Page, stack: Stack, watches: list[Watch], artifacts: Path
+# Looks at each change of the page, before anyone could see it.
+WATCH_SEAM = """() => {
+  const seen = (window.seam = [])
+  const look = () => {
+    const answer = [...document.querySelectorAll(".answer")].at(-1)
+    if (answer === undefined) return
+    seen.push({
+      text: answer.querySelector(".prose").innerText.replace(/\\P{Letter}/gu, ""), // no Markdown signs
+      phase: answer.dataset.phase,
+      trouble: document.querySelector(".error, [data-action=retry], #notice:not([hidden])") !== null,
+      scrollTop: document.querySelector("main").scrollTop,
+    })
+  }
+  const all = { subtree: true, childList: true, characterData: true, attributes: true }
+  new MutationObserver(look).observe(document.body, all)
+}"""
+
+
+async def assert_no_seam(page: Page) -> None:
+    """Nothing that stood there went away or moved up, and nobody was told of any trouble."""
+    seen: list[dict[str, Any]] = await page.evaluate("window.seam")
+    assert len(seen) > 20
+    for before, after in pairwise(seen):
+        assert after["text"].startswith(before["text"])
+        assert after["scrollTop"] >= before["scrollTop"]
+    assert [look for look in seen if look["trouble"]] == []
+    phases = [phase for phase, _ in groupby(look["phase"] for look in seen)]
+    assert phases == sorted(phases, key=["sent", "queued", "working", "streaming", "truncated"].index)
+
+
+async def assert_whole(page: Page, stack: Stack, watch: Watch) -> None:
+    """The last answer is what any client gets of that response, and there was one response only."""
+    ids = {event["response"]["id"] for event in watch.received if event["type"] == "response.created"}
+    async with httpx.AsyncClient(base_url=stack.url) as client:
+        served = (await client.get(f"/v1/responses/{ids.pop()}")).json()
+    assert ids == set()
+    assert served["status"] == "incomplete"
+    assert served["usage"]["output_tokens"] == 120
+    shown = await page.evaluate("JSON.parse(Object.values(sessionStorage)[0]).turns.at(-1).text")
+    assert shown == "".join(part["text"] for item in served["output"] for part in item["content"])
+
+
+@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGTERM])
+async def test_a_gateway_restarts_without_a_seam(
+    open_chat: Open, stack: Stack, watches: list[Watch], sig: signal.Signals
 ) -> None:
+    page = await open_chat(viewport={"width": 390, "height": 420})
+    await page.evaluate(WATCH_SEAM)
     await ask(page, "Will you survive this?")
     await longer_than(page, 20)
-    stack.kill_gateway()
-    await expect(connection(page)).to_contain_text(re.compile(r"Offline, retrying in \d+ s"))
-    await expect(page.get_by_role("button", name="Send")).to_be_disabled()
-    await page.screenshot(path=artifacts / "chat-offline.png")
-    await phase(page, "interrupted")
-    assert await text_length(page) > 20
+    dead = stack.kill("gateway", sig)
+    await phase(page, "truncated", timeout_ms=RESTARTED_MS)
+    await assert_no_seam(page)
+    stack.wait_replaced("gateway", dead)
+    await assert_whole(page, stack, watches[0])
+    await expect(connection(page)).to_contain_text("Connected")
+    watches[0].forgive_lost_connections()
 
-    await expect(connection(page)).to_contain_text("Connected", timeout=30_000)
-    # The socket is back before the new gateway knows that a worker is there.
-    await expect(page.get_by_label("Model")).to_be_enabled(timeout=30_000)
-    await answer(page).get_by_role("button", name="Retry").click()
+
+async def test_stop_works_while_the_gateway_is_dead(page: Page, watches: list[Watch], stack: Stack) -> None:
+    await ask(page, "Will you stop?")
+    await longer_than(page, 20)
+    dead = stack.kill_gateway()
+    await page.get_by_role("button", name="Stop").click()
+    await expect(page.get_by_role("button", name="Stop")).to_be_disabled()
+    await phase(page, "stopped", timeout_ms=RESTARTED_MS)
+    assert [event["type"] for event in watches[0].sent if event["type"] != "ping"] == [
+        "response.create",
+        "response.resume",
+        "response.cancel",
+    ]
+    stack.wait_replaced("gateway", dead)
+    await ask(page, "And now a second one.")
     await phase(page, "truncated")
+    watches[0].forgive_lost_connections()
+
+
+async def test_what_is_sent_while_the_gateway_is_dead_is_answered(
+    page: Page, watches: list[Watch], stack: Stack
+) -> None:
+    dead = stack.kill_gateway()
+    await ask(page, "Is anybody there?")
+    await phase(page, "truncated", timeout_ms=RESTARTED_MS)
     await expect(page.get_by_role("article", name="Answer")).to_have_count(1)
-    refused = [line for line in watches[0].console if "WebSocket connection" in line]
-    assert watches[0].console == refused
-    watches[0].console.clear()
+    stack.wait_replaced("gateway", dead)
+    await assert_whole(page, stack, watches[0])
+    watches[0].forgive_lost_connections()
+
+
+async def test_a_reload_goes_on_with_the_answer(page: Page, watches: list[Watch], stack: Stack) -> None:
+    await ask(page, "Will you go on?")
+    await longer_than(page, 20)
+    before_reload = await text_length(page)
+    await page.reload()
+    await page.evaluate(WATCH_SEAM)
+    await phase(page, "streaming")
+    assert await text_length(page) >= before_reload
+    await phase(page, "truncated")
+    await assert_no_seam(page)
+    await assert_whole(page, stack, watches[0])
+    await expect(answer(page)).to_contain_text("120 tokens")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_a_long_gap_is_told_calmly(
+    open_chat: Open, stack: Stack, watches: list[Watch], scheme: str, artifacts: Path
+) -> None:
+    async with cable(stack.part("gateway").port) as line:
+        page = await open_chat(line.url, color_scheme=scheme)
+        await page.evaluate(WATCH_SEAM)
+        await ask(page, "Are you still there?")
+        await longer_than(page, 20)
+        line.cut()
+        await expect(connection(page)).to_have_text("Reconnecting")
+        await page.screenshot(path=artifacts / f"chat-reconnecting-{scheme}.png")
+        await expect(connection(page)).to_contain_text(re.compile(r"Offline, retrying in \d+ s"))
+        await phase(page, "streaming")
+        await page.screenshot(path=artifacts / f"chat-offline-{scheme}.png")
+        await line.mend()
+        await page.get_by_role("button", name="Retry now").click()
+        await phase(page, "truncated")
+        await expect(connection(page)).to_have_text("Connected")
+        await assert_no_seam(page)
+        await assert_whole(page, stack, watches[0])
+        watches[0].forgive_lost_connections()
+        await page.close()
+
+
+async def test_a_service_that_is_away_is_waited_for(
+    page: Page, watches: list[Watch], stack: Stack, artifacts: Path
+) -> None:
+    refusals = 4  # some two seconds of them
+
+    def between(socket: WebSocketRoute) -> None:
+        gateway = socket.connect_to_server()
+
+        def from_page(message: str | bytes) -> None:
+            nonlocal refusals
+            event = json.loads(message)
+            if event["type"] != "response.create" or refusals == 0:
+                gateway.send(message)
+                return
+            refusals -= 1
+            error = {"code": "no_worker", "message": "No model is being served right now: try again."}
+            refusal = {"type": "error", "status": 503, "stream_id": event["stream_id"], "error": error}
+            socket.send(json.dumps(refusal))
+
+        socket.on_message(from_page)
+
+    await page.route_web_socket("**/v1/responses", between)
+    await page.reload()
+    await page.evaluate(WATCH_SEAM)
+    await ask(page, "Will you come back?")
+    await expect(answer(page)).to_contain_text("Waiting for the service")
+    await expect(connection(page)).to_have_text("Waiting for the service")
+    await page.screenshot(path=artifacts / "chat-waiting.png")
+    await phase(page, "truncated")
+    await expect(connection(page)).to_have_text("Connected")
+    await assert_no_seam(page)
+
+
+IN_ANOTHER_APP = """async (gateway) => {
+  const { HeadraceClient } = await import(`${gateway}/assets/headrace.js`)
+  const client = new HeadraceClient(`${gateway.replace("http", "ws")}/v1/responses`)
+  const deltas = []
+  return await new Promise((resolve) => {
+    const onEvent = (event) => {
+      if (event.type === "response.output_text.delta") deltas.push(event.delta)
+      if (event.type === "error") resolve(event)
+      if (event.type === "response.incomplete") resolve({ deltas, output: event.response.output })
+    }
+    client.respond({ input: "Hello", max_output_tokens: 12 }, { onEvent })
+  })
+}"""
+
+
+async def test_a_page_of_another_origin_uses_the_client(browser: Browser, stack: Stack) -> None:
+    # Chromium asks its user before a page from elsewhere may talk to this machine.
+    async with await browser.new_context(permissions=["local-network-access"]) as context:
+        page = await context.new_page()
+        app = "http://app.localhost/"
+        await page.route(app, lambda route: route.fulfill(content_type="text/html", body="<!doctype html>"))
+        await page.goto(app)
+        told = await page.evaluate(IN_ANOTHER_APP, stack.url)
+        assert "".join(told["deltas"]) == told["output"][0]["content"][0]["text"]
+        assert len(told["deltas"]) > 1
 
 
 async def test_a_refusal_is_told_and_can_be_retried(page: Page, artifacts: Path) -> None:
@@ -232,16 +404,15 @@ async def test_roles_and_names(page: Page) -> None:
     assert len(ids) == len(set(ids))
 
 
-async def test_a_reload_keeps_the_chat_and_a_new_chat_does_not(page: Page) -> None:
-    sent: list[dict[str, Any]] = []
-    page.on("websocket", lambda socket: socket.on("framesent", lambda frame: sent.append({"text": frame})))
-    await page.reload()
+async def test_a_reload_keeps_the_chat_and_a_new_chat_does_not(page: Page, watches: list[Watch]) -> None:
     await ask(page, "First question.")
     await longer_than(page, 10)
+    await page.get_by_role("button", name="Stop").click()
+    await phase(page, "stopped")
     before_reload = await text_length(page)
     await page.reload()
-    await phase(page, "interrupted")
-    assert await text_length(page) >= before_reload
+    await phase(page, "stopped")
+    assert await text_length(page) == before_reload
     await ask(page, "Second question.")
     await longer_than(page, 0)
     await page.get_by_role("button", name="New chat").click()
@@ -250,12 +421,10 @@ async def test_a_reload_keeps_the_chat_and_a_new_chat_does_not(page: Page) -> No
     await ask(page, "Third question.")
     await phase(page, "truncated")
 
-    creates = [frame["text"] for frame in sent if '"response.create"' in frame["text"]]
-    first, second, third = (re.search(r'"conversation":"(conv_[0-9a-f]{32})"', text) for text in creates)
-    assert first
-    assert second
-    assert third
-    assert first[1] == second[1] != third[1]
+    creates = [event for event in watches[0].sent if event["type"] == "response.create"]
+    first, second, third = (event["conversation"] for event in creates)
+    assert first == second != third
+    assert re.fullmatch(r"conv_[0-9a-f]{32}", first)
 
 
 async def test_a_browser_that_keeps_no_data_can_chat(browser: Browser, stack: Stack) -> None:
@@ -275,43 +444,14 @@ async def test_a_browser_that_keeps_no_data_can_chat(browser: Browser, stack: St
         assert errors == []
 
 
-@asynccontextmanager
-async def proxy_with_its_own_host(port: int) -> AsyncIterator[str]:
-    """A proxy that tells the gateway another Host than the browser sees."""
-    ends: list[asyncio.StreamWriter] = []
-
-    async def pump(
-        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, old: bytes, new: bytes
-    ) -> None:
-        while data := await reader.read(1 << 16):
-            writer.write(data.replace(old, new))
-            await writer.drain()
-        writer.close()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        behind_reader, behind = await asyncio.open_connection("127.0.0.1", port)
-        ends.extend((writer, behind))
-        inward = pump(reader, behind, b"Host: 127.0.0.1:%d" % own_port, b"Host: 127.0.0.1:%d" % port)
-        with suppress(ConnectionError):
-            await asyncio.gather(inward, pump(behind_reader, writer, b"\0", b"\0"))
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    own_port = server.sockets[0].getsockname()[1]
-    try:
-        yield f"http://127.0.0.1:{own_port}"
-    finally:
-        server.close()
-        for end in ends:
-            end.close()
-
-
 async def test_a_page_that_may_not_connect_says_why(browser: Browser, stack: Stack) -> None:
+    port = stack.part("gateway").port
     async with (
-        proxy_with_its_own_host(stack.part("gateway").port) as url,
+        cable(port, told_host=f"127.0.0.1:{port}") as line,
         await browser.new_context() as context,
     ):
         page = await context.new_page()
-        await page.goto(url)
+        await page.goto(line.url)
         await expect(connection(page)).to_contain_text("Pages of other origins may not use this gateway.")
         await expect(page.get_by_role("button", name="Send")).to_be_disabled()
 

@@ -53,14 +53,24 @@ class Edge:
     def start(self, **settings: object) -> MortalGateway:
         return self._start(free_port(), settings)
 
+    def start_two(self) -> tuple[MortalGateway, MortalGateway]:
+        first, second = self._spawn(free_port(), {}), self._spawn(free_port(), {})
+        first.wait_until_ready()
+        second.wait_until_ready()
+        return first, second
+
     def restart(self, killed: MortalGateway) -> MortalGateway:
         return self._start(killed.port, {})
 
     def _start(self, port: int, settings: dict[str, object]) -> MortalGateway:
+        gateway = self._spawn(port, settings)
+        gateway.wait_until_ready()
+        return gateway
+
+    def _spawn(self, port: int, settings: dict[str, object]) -> MortalGateway:
         gateway = MortalGateway(*self._servers, port=port, **settings)
         gateway.port, gateway.url = port, f"http://127.0.0.1:{port}"
         self._started.append(gateway)
-        gateway.wait_until_ready()
         return gateway
 
     def end(self) -> None:
@@ -304,6 +314,24 @@ async def test_no_gateway_for_longer_than_patience() -> None:
     assert notices.count("unreachable") >= 2
 
 
+async def test_a_gateway_that_does_not_want_this_client(served: Gateway) -> None:
+    """Linux connects 0.0.0.0 to loopback, but a gateway without authentication takes no such Host."""
+    notices = Notices()
+    async with Client([f"http://0.0.0.0:{served.port}"], on_notice=notices) as client:
+        with pytest.raises(ResponseError, match="forbidden"):
+            await client.respond(input="hello")
+    assert notices.count("connected") == 1
+
+
+async def test_a_full_gateway_is_passed_by(edge: Edge, served: Gateway) -> None:
+    full = edge.start(max_connections=1)
+    notices = Notices()
+    async with Client([full.url]) as occupant, Client([full.url, served.url], on_notice=notices) as client:
+        await occupant.respond(input="first", max_output_tokens=1)
+        assert (await client.respond(input="second", max_output_tokens=1)).text
+    assert ("disconnected", 1013) in [(kind, detail.get("code")) for kind, detail in notices.all]
+
+
 async def test_a_client_may_come_before_its_gateway(edge: Edge) -> None:
     gateway = edge.start()
     gateway.kill()
@@ -316,7 +344,7 @@ async def test_a_client_may_come_before_its_gateway(edge: Edge) -> None:
 async def test_a_killed_gateway_is_replaced_by_another(
     edge: Edge, shared_nats_server: NatsServer, tmp_path: Path
 ) -> None:
-    first, second = edge.start(), edge.start()
+    first, second = edge.start_two()
     notices = Notices()
     async with Client([first.url, second.url], on_notice=notices) as client:
         streams = readers(client, 20, **LONG)
@@ -340,7 +368,7 @@ async def test_a_killed_gateway_comes_back(
 
 async def test_killed_while_accepting(edge: Edge, shared_nats_server: NatsServer, tmp_path: Path) -> None:
     """Some are accepted, some are not, and some are without the client's knowing: each is generated once."""
-    first, second = edge.start(), edge.start()
+    first, second = edge.start_two()
     before = len(await expected_texts(shared_nats_server, tmp_path))
     async with Client([first.url, second.url]) as client:
         streams = readers(client, 60, max_output_tokens=40)
@@ -353,7 +381,7 @@ async def test_killed_while_accepting(edge: Edge, shared_nats_server: NatsServer
 async def test_a_gateway_that_hangs_is_noticed_without_traffic(
     edge: Edge, shared_nats_server: NatsServer, tmp_path: Path
 ) -> None:
-    first, second = edge.start(), edge.start()
+    first, second = edge.start_two()
     async with Client([first.url, second.url], ping_interval_s=0.2, ping_timeout_s=0.5) as client:
         streams = readers(client, 5, **LONG)
         await until_streaming(streams)
@@ -373,7 +401,7 @@ def paused(gateway: MortalGateway) -> Iterator[None]:
 async def test_a_draining_gateway_hands_its_streams_over(
     edge: Edge, shared_nats_server: NatsServer, tmp_path: Path
 ) -> None:
-    first, second = edge.start(), edge.start()
+    first, second = edge.start_two()
     notices = Notices()
     async with Client([first.url, second.url], on_notice=notices) as client:
         streams = readers(client, 10, max_output_tokens=600)
@@ -391,7 +419,7 @@ async def test_a_draining_gateway_hands_its_streams_over(
 
 
 async def test_a_cancel_survives_the_gateway(edge: Edge) -> None:
-    first, second = edge.start(), edge.start()
+    first, second = edge.start_two()
     async with Client([first.url, second.url], ping_interval_s=0.2, ping_timeout_s=0.5) as client:
         stream = Reader(client.stream(input="to be cancelled", max_output_tokens=8000))
         await until_streaming([stream])

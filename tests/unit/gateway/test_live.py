@@ -267,6 +267,19 @@ async def test_last_reader_gone_is_told_once_and_not_after_the_end() -> None:
     assert owner.calls == ["attended", "deserted", "attended", "ended", "left 0"]
 
 
+async def test_text_that_only_the_end_released_is_no_token_more() -> None:
+    live, owner = make()
+    reader = live.reader()
+    ids = ids_of("\U0001f9ee")[:1]  # a part of a character
+    live.feed(1, STARTED)
+    live.feed(2, finished(ids))
+    while await reader.next():
+        pass
+    reader.close()
+    assert (live.text, live.read_tokens) == ("\ufffd", 1)
+    assert owner.calls[-1] == "left 1"
+
+
 async def test_what_was_read_is_known_when_the_last_reader_has_left() -> None:
     ids = ids_of("some words")
     live, owner = make()
