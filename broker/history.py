@@ -76,6 +76,16 @@ async def read_stored(
             yield message
 
 
+async def read_since(
+    broker: Broker, stream: str, subject_filter: str, since_unix_ms: int
+) -> list[StoredMessage]:
+    """What was stored at this time and later. Raises ``NoAnswer`` where the reading broke off."""
+    found, more = await jetstream.messages_since(broker, stream, subject_filter, since_unix_ms, SHORT)
+    if more:
+        found += await _read_by_consumer(broker, stream, subject_filter, found[-1].seq + 1)
+    return found
+
+
 async def _read_by_consumer(
     broker: Broker, stream: str, subject_filter: str, first_seq: int
 ) -> list[StoredMessage]:

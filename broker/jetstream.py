@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TypeVar
 
 import msgspec
@@ -184,6 +184,15 @@ async def next_messages(
 ) -> tuple[list[StoredMessage], bool]:
     """At most ``batch`` messages from ``first_seq`` on, and whether there are more behind them."""
     query = {"seq": max(1, first_seq), "next_by_subj": subject_filter, "batch": batch}
+    return await _batch(broker, stream, msgspec.json.encode(query))
+
+
+async def messages_since(
+    broker: Broker, stream: str, subject_filter: str, since_unix_ms: int, batch: int
+) -> tuple[list[StoredMessage], bool]:
+    """As ``next_messages``, of what was stored at this time and later."""
+    since = datetime.fromtimestamp(since_unix_ms / 1000, UTC).isoformat()
+    query = {"start_time": since, "next_by_subj": subject_filter, "batch": batch}
     return await _batch(broker, stream, msgspec.json.encode(query))
 
 

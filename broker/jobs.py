@@ -165,19 +165,19 @@ class JobDelivery:
         log.warning("the ack of %s was not confirmed", self.delivery.subject)
         return False
 
-    async def nak(self) -> None:
-        """Give the job back, to be delivered again at once."""
-        await nak_delivery(self._broker, self.ack_subject)
+    async def nak(self, delay_s: float = 0.0) -> None:
+        """Give the job back, to be delivered again at once, or after ``delay_s``."""
+        await nak_delivery(self._broker, self.ack_subject, delay_s)
 
     async def in_progress(self) -> None:
         """Hold the job for another ``ack_wait``."""
         await _send(self._broker, self.ack_subject, b"+WPI")
 
 
-async def nak_delivery(broker: Broker, ack_subject: str) -> None:
+async def nak_delivery(broker: Broker, ack_subject: str, delay_s: float = 0.0) -> None:
     """Have the delivery with this ack subject delivered again, whoever holds it. Not confirmed, and nothing
     while disconnected: ack_wait is the backstop."""
-    await _send(broker, ack_subject, b"-NAK")
+    await _send(broker, ack_subject, b'-NAK {"delay": %d}' % (delay_s * 1e9) if delay_s else b"-NAK")
 
 
 async def _send(broker: Broker, ack_subject: str, payload: bytes) -> None:

@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
-from deploy.backoff import Backoff
+from broker.backoff import Backoff
+from broker.child_process import ChildProcess, describe_exit
 from deploy.parts import Part
-from deploy.process import PartProcess, describe_exit
 
 _PROBE_INTERVAL_S = 0.1
 _USAGE_ERROR = 2  # a part's exit code for a configuration it refuses: the same every time
@@ -40,7 +40,7 @@ class Keeper:
         self._log = log
         self._report = report
         self._changed = changed
-        self._process: PartProcess | None = None
+        self._process: ChildProcess | None = None
         self._stopping = asyncio.Event()
 
     async def keep(self, *, settled: Callable[[], bool]) -> None:
@@ -48,7 +48,7 @@ class Keeper:
         backoff = Backoff()
         while not self._stopping.is_set():
             try:
-                self._process = await PartProcess.start(self.part.argv, self.part.environ, self._log)
+                self._process = await ChildProcess.start(self.part.argv, self.part.environ, self._log)
             except OSError as error:  # no memory, no file descriptor, no room on the disk: it may pass
                 self._process, self.pid = None, 0
                 how, hopeless, healthy_s = f"cannot be started: {error}", False, 0.0
@@ -86,7 +86,7 @@ class Keeper:
     def last_lines(self) -> list[str]:
         return self._process.last_lines() if self._process is not None else []
 
-    async def _run(self, process: PartProcess) -> tuple[int, float]:
+    async def _run(self, process: ChildProcess) -> tuple[int, float]:
         """The exit status, and how long it had been ready."""
         self.pid = process.pid
         self._enter("starting")

@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from broker import settings
+from broker.child_process import ChildProcess
 from deploy.datadir import DataDir, RunFile, RunningPart
 from deploy.parts import (
     LOOPBACK,
@@ -26,7 +27,6 @@ from deploy.parts import (
     worker_part,
 )
 from deploy.ports import Ports
-from deploy.process import PartProcess
 from deploy.progress import Progress
 from deploy.supervisor import Supervisor
 from schemas.config import Config
@@ -149,7 +149,7 @@ class _Up:
         self._progress = Progress(console)
         self._written: RunFile | None = None
         self._table = ExitStack()  # open while parts start
-        self._fetching: PartProcess | None = None
+        self._fetching: ChildProcess | None = None
         self._supervisor = Supervisor(plan.stages, data_dir.log_file, self._progress, self._observe)
         self._stop_asked = False
 
@@ -174,7 +174,7 @@ class _Up:
     async def _fetch_model(self) -> int:
         """In a process of its own: the supervisor never loads an engine. Its exit code."""
         argv = headrace_argv("model", "fetch", self._plan.config.worker.model)
-        self._fetching = await PartProcess.start(argv, self._plan.environ, None)
+        self._fetching = await ChildProcess.start(argv, self._plan.environ, None)
         try:
             return await self._fetching.wait()
         finally:

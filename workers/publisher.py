@@ -19,6 +19,7 @@ from schemas.reply import Tokens
 
 CONFIRM_TIMEOUT_S = 2.0
 FULL_BUFFER_PAUSE_S = 0.005
+REPEATED_TOKENS = 2048  # 6 KB twice a second; at this length a response's log has become twice as large
 
 
 @dataclass(slots=True, eq=False)
@@ -51,7 +52,9 @@ class Publisher:
         self._completion_tokens = metrics.WORKER.completion_tokens.labels(model=model_name)
 
     def open(self, log: ReplyLog, writer: LogWriter, *, pulled_s: float) -> Outlet:
-        outlet = Outlet(log, writer, sent_s=pulled_s, asked_s=self._clock(), counted=writer.total)
+        # One that continues repeats all before it in its first message, for the one after it.
+        asked_s = float("-inf") if writer.total else self._clock()
+        outlet = Outlet(log, writer, sent_s=pulled_s, asked_s=asked_s, counted=writer.total)
         self._outlets.add(outlet)
         return outlet
 
@@ -105,7 +108,8 @@ class Publisher:
             if now_s - outlet.asked_s >= self._confirm_interval_s and not outlet.confirming:
                 outlet.confirming = asked = True
                 outlet.asked_s = now_s
-                confirmations.create_task(self._confirm(outlet, tokens), name="confirm-tokens")
+                whole = _with_all_before(outlet.writer, tokens)
+                confirmations.create_task(self._confirm(outlet, whole), name="confirm-tokens")
             elif not await outlet.log.send_tokens(tokens):
                 outlet.writer.put_back(tokens)
                 self.mark(outlet)
@@ -148,3 +152,12 @@ class Publisher:
             outlet.writer.rewind()
             if outlet.writer.unsent:
                 self.mark(outlet)
+
+
+def _with_all_before(writer: LogWriter, tokens: Tokens) -> Tokens:
+    """Rule 5 lets tokens be repeated: a next writer then reads the last second of the log instead of all of
+    it, and a reader that missed some has them."""
+    end = tokens.offset + len(tokens.ids)
+    if end > REPEATED_TOKENS or tokens.logprobs is not None:
+        return tokens
+    return Tokens(fence=tokens.fence, offset=0, ids=tuple(writer.ids[:end]))

@@ -19,6 +19,7 @@ import msgspec
 from broker import jetstream, metrics, subjects, topology
 from broker.connection import Broker, unix_ms
 from broker.jobs import JobDelivery, bury
+from broker.log_reader import LogReader
 from broker.log_writer import LogWriter
 from broker.replylog import FenceLost, ReplyLog, decode_stored
 from schemas import codec
@@ -37,6 +38,7 @@ from schemas.reply import Closed, Failed, Finished, Handoff, Started, Timings, U
 from workers import run_state as s
 from workers.engine.base import Delta, Engine, EngineRequest, RequestEnd
 from workers.publisher import Outlet, Publisher
+from workers.quarantine import Quarantine, is_suspect
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ class Bench:
     model_name: str  # the label of metrics
     hold_interval_s: float
     live: MutableMapping[ResponseId, Run]
+    quarantine: Quarantine
 
 
 class Run:
@@ -73,6 +76,11 @@ class Run:
         self._known_log: ReplyLog | None = None
         self._writer: LogWriter | None = None
         self._outlet: Outlet | None = None
+        self._suspect = False
+
+    @property
+    def ack_subject(self) -> str:
+        return self._delivery.ack_subject
 
     def post(self, event: s.Event) -> None:
         if isinstance(event, s.Nudged) and event in self._inbox:
@@ -86,6 +94,9 @@ class Run:
         assert self._outlet is not None
         if delta.ids:
             self._writer.append(delta.ids, delta.logprobs)
+            if self._suspect:
+                self._suspect = False
+                self._bench.quarantine.release(self)
         if delta.end is None:
             self._bench.publisher.mark(self._outlet)
         else:  # the terminal repeats all tokens, the last ones need no message of their own
@@ -106,6 +117,7 @@ class Run:
             await self._give_up()
         finally:
             self._let_go()
+            self._bench.quarantine.release(self)
             self.over.set()
 
     async def _give_up(self) -> None:
@@ -195,8 +207,8 @@ class Run:
                 return await self._hand_off()
             case s.Ack():
                 await self._delivery.ack()
-            case s.Nak():
-                await self._delivery.nak()
+            case s.Nak(delay_s):
+                await self._delivery.nak(delay_s)
         return None
 
     async def _claim(self) -> s.Event:
@@ -209,8 +221,16 @@ class Run:
                 pulled_unix_ms=self._pulled_unix_ms,
             )
 
-        claim = await self._log.claim(started)
+        def may_start(history: LogReader) -> bool:
+            self._suspect = is_suspect(history)
+            return not self._suspect or self._bench.quarantine.admit(self)
+
+        redelivered = self._delivery.delivered > 1
+        claim = await self._log.claim(started, may_start=may_start, redelivered=redelivered)
         history = claim.history
+        if claim.held_back:
+            log.debug("%s waits: another job that may be poison runs here", self.response)
+            return s.Claimed(mine=False, later=True)
         if claim.fence is None:
             closed = history.end is not None and isinstance(history.end.message, Closed)
             return s.Claimed(mine=False, ended=history.end is not None, closed=closed)

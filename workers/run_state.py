@@ -22,6 +22,7 @@ _LOG_GONE = "The reply log dropped this response before it ended: it is too smal
 _POISON = "Every worker that tried this request failed; it will not be tried again."
 
 RETRY_LOOK_S = 0.5  # a look at the lease that brought no answer is repeated so much later
+QUARANTINE_PAUSE_S = 0.25  # a suspect that may not start beside another comes again so much later
 
 Lease = Literal["mine", "lost", "ended", "gone", "unknown"]  # gone: there is no log any more
 Outcome = Literal["completed", "incomplete", "failed", "cancelled", "refused", "handed_off", "fenced_off"]
@@ -58,11 +59,13 @@ class LogRead:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """``mine``: our Started stands, write behind it. ``closed``: what ended it was a Closed."""
+    """``mine``: our Started stands, write behind it. ``closed``: what ended it was a Closed. ``later``: it
+    may not start now, and nothing was written."""
 
     mine: bool
     ended: bool = False
     closed: bool = False
+    later: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +219,7 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Nak:
-    pass
+    delay_s: float = 0.0
 
 
 Effect = (
@@ -326,6 +329,8 @@ class RunState:
             return self._to(State.RUNNING, Submit())
         if event.ended:
             return self._over("cancelled" if event.closed else None, Ack())
+        if event.later:
+            return self._over(None, Nak(QUARANTINE_PAUSE_S))
         return self._over("refused", Bury("poison", _POISON), CloseLog("refused", "poison", _POISON), Ack())
 
     def _engine_ended(self, end: RequestEnd) -> list[Effect]:

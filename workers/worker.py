@@ -24,28 +24,34 @@ from schemas.ids import ModelToken, ResponseId, WorkerId, model_token, new_proce
 from schemas.presence import WorkerCard, WorkerState
 from workers.engine.base import Delta, Engine, EngineDead, EngineInfo
 from workers.engine.factory import make_engine
+from workers.lifeline import Lifeline
 from workers.publisher import Publisher
+from workers.quarantine import Quarantine
 from workers.run import Bench, Run, response_of
 from workers.run_state import DrainOver, EngineFailed, Event, Nudged
 
 log = logging.getLogger(__name__)
 
 HAND_OFF_LIMIT_S = 5.0  # for all runs that the drain did not see finished
-ABANDON_LIMIT_S = 1.2  # after the engine's death: for giving the jobs back; a parked pull ends in 1 s
+ABANDON_LIMIT_S = 1.2  # after the engine's death: for giving the jobs back
+PULLS_END_LIMIT_S = 4.0  # and until no parked pull can bring another one, which would wait for ack_wait
 
 T = TypeVar("T")
 
 
 class Worker:
     """``engine`` is made from the configuration where none is given. ``port``: of /healthz and /metrics,
-    once it listens."""
+    once it listens. ``lifeline``: to the guardian, where there is one."""
 
-    def __init__(self, config: Config, *, engine: Engine | None = None) -> None:
+    def __init__(
+        self, config: Config, *, engine: Engine | None = None, lifeline: Lifeline | None = None
+    ) -> None:
         self.id = WorkerId(new_process_id("wk"))
         self.port = 0
         self.runs: dict[ResponseId, Run] = {}  # by response; the newest where a job came twice
         self._config = config
         self._engine = engine
+        self._lifeline = lifeline or Lifeline(None)
         self.health = (False, "starting")
         self._live: dict[ResponseId, Run] = {}
         self._tasks: dict[asyncio.Task[None], Run] = {}
@@ -107,6 +113,7 @@ class Worker:
             model_name=info.model_name,
             hold_interval_s=self._config.nats.ack_wait_s / 3,
             live=self._live,
+            quarantine=Quarantine(),
         )
 
         def on_job(delivery: JobDelivery) -> None:
@@ -120,7 +127,9 @@ class Worker:
             start(publisher.run(), "publisher")
             start(self._keep_announcing(broker, info, model), "presence")
             pulling = start(puller.run(), "pull-jobs")
+            start(self._lifeline.beat(), "heartbeat")
             puller.set_free(info.slots)
+            self._lifeline.ready(self.id)  # before it may pull: a job is nobody's else
             self.health = (True, "ready")
             log.info("%s serves %s, %d slots, %s", self.id, model, info.slots, info.engine)
             try:
@@ -129,7 +138,7 @@ class Worker:
             except EngineDead:
                 puller.stop()
                 await self._tell_all(EngineFailed(), ABANDON_LIMIT_S)
-                await asyncio.wait({pulling}, timeout=ABANDON_LIMIT_S)  # gives back what still arrives
+                await asyncio.wait({pulling}, timeout=PULLS_END_LIMIT_S)  # gives back what still arrives
                 raise
             finally:
                 await presence.withdraw(broker, self.id)
@@ -139,9 +148,12 @@ class Worker:
     def _begin(self, run: Run, group: asyncio.TaskGroup, puller: JobPuller) -> None:
         self.runs[run.response] = run
         self._idle.clear()
+        self._lifeline.took(run.ack_subject)
 
         def end(task: asyncio.Task[None]) -> None:
             del self._tasks[task]
+            if not task.cancelled():  # or nobody has settled what becomes of the job
+                self._lifeline.done(run.ack_subject)
             if self.runs.get(run.response) is run:
                 del self.runs[run.response]
             if not self._tasks:

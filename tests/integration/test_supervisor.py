@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy import child
+from broker import child
 from deploy.parts import Part
 from deploy.ports import Ports, PortTaken
 from deploy.supervisor import Keeper, State, Supervisor

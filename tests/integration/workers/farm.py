@@ -249,7 +249,18 @@ class Subprocess:
         return self.process.wait()
 
     def signal(self, number: signal.Signals) -> None:
+        """To the guardian."""
         self.process.send_signal(number)
+
+    @property
+    def worker_pid(self) -> int:
+        """Of the process under the guardian; 0 while there is none."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return int((children.read_text().split() or ["0"])[0])
+
+    def signal_worker(self, number: signal.Signals) -> None:
+        """To the process under the guardian."""
+        os.kill(self.worker_pid, number)
 
     def end(self) -> None:
         if self.process.poll() is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -275,10 +276,10 @@ async def test_a_bug_that_one_job_brings_out_costs_the_others_nothing(
     config = make_config(nats_server.config)
     claim = ReplyLog.claim
 
-    async def failing(log: ReplyLog, make_started: Callable[[int], Started]) -> Claim:
+    async def failing(log: ReplyLog, make_started: Callable[[int], Started], **options: Any) -> Claim:
         if log.fences_subject == tester.log(cursed).fences_subject:
             raise ZeroDivisionError
-        return await claim(log, make_started)
+        return await claim(log, make_started, **options)
 
     async with client(broker, config, tmp_path) as tester, in_process(config):
         good, cursed = tester.job(max_tokens=200, ignore_eos=True), tester.job()

@@ -89,6 +89,13 @@ def test_poison_is_buried_before_it_is_closed() -> None:
     assert state.outcome == "refused"
 
 
+def test_a_suspect_that_finds_another_one_comes_again_later() -> None:
+    state = machine()
+    state.handle(s.JobRead(), 0.0)
+    assert state.handle(s.Claimed(mine=False, later=True), 0.0) == [s.Nak(s.QUARANTINE_PAUSE_S)]
+    assert (state.state, state.outcome) == (State.OVER, None)
+
+
 @pytest.mark.parametrize("addressed", [True, False])
 def test_unreadable_job(addressed: bool) -> None:
     effects = machine().handle(s.JobUnreadable("broken", addressed), 0.0)
@@ -174,7 +181,8 @@ class World:
             case s.ClaimLog():
                 mine, ended = draw(st.booleans()), draw(st.booleans())
                 self.proof_of_end = not mine and ended
-                return s.Claimed(mine=mine, ended=ended and not mine, closed=draw(st.booleans()))
+                closed, later = draw(st.booleans()), not mine and not ended and draw(st.booleans())
+                return s.Claimed(mine=mine, ended=ended and not mine, closed=closed, later=later)
             case s.Look():
                 lease = draw(st.sampled_from(["mine", "lost", "ended", "gone", "unknown"]))
                 self.proof_of_end |= lease == "ended"

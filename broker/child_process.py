@@ -1,5 +1,5 @@
-"""One process of a part: started so that it cannot outlive the supervisor, in a process group of its own,
-with its output in a file. Must not know when or why it is started again."""
+"""A process under this one: started so that it cannot outlive us, in a process group of its own. Must not
+know what it is, nor when or why it is started again."""
 
 from __future__ import annotations
 
@@ -11,38 +11,52 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from deploy import child
+from broker import child
 
 _SHOWN_LINES = 8
 _SHOWN_BYTES = 4096
 
 
-class PartProcess:
+class ChildProcess:
     def __init__(self, process: asyncio.subprocess.Process, log: Path | None, log_start: int) -> None:
         self._process = process
         self._log = log
         self._log_start = log_start
 
     @classmethod
-    async def start(cls, argv: Sequence[str], environ: Mapping[str, str], log: Path | None) -> PartProcess:
-        """``log`` None: our own output. Call it on the main thread: the death signal is tied to the
-        thread that forks. The group of its own keeps the terminal's Ctrl-C from it: we stop it in order."""
+    async def start(
+        cls,
+        argv: Sequence[str],
+        environ: Mapping[str, str],
+        log: Path | None,
+        *,
+        given: bytes | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> ChildProcess:
+        """``log`` None: our own output. ``given``: all that it can read from its standard input. Call it on
+        the main thread: the death signal is tied to the thread that forks. The group of its own keeps the
+        terminal's Ctrl-C from it: we stop it in order."""
         command = (sys.executable, "-I", "-S", str(child.__file__), str(os.getpid()), *argv)
         full_environ = {**os.environ, **environ}
         output = None if log is None else os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             process = await asyncio.create_subprocess_exec(
                 *command,
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=asyncio.subprocess.DEVNULL if given is None else asyncio.subprocess.PIPE,
                 stdout=output,
                 stderr=output,
                 env=full_environ,
+                pass_fds=pass_fds,
                 process_group=0,
             )
             log_start = 0 if output is None else os.fstat(output).st_size
         finally:
             if output is not None:
                 os.close(output)
+        if given is not None:
+            assert process.stdin is not None
+            process.stdin.write(given)
+            process.stdin.close()  # written out in the background; one that dies before it reads is noticed
         return cls(process, log, log_start)
 
     @property

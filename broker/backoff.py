@@ -1,4 +1,4 @@
-"""How long to wait before a crashed part is started again. Pure: the clock comes in."""
+"""How long to wait before a crashed process is started again. Pure: the clock comes in."""
 
 from __future__ import annotations
 

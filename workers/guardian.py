@@ -1,0 +1,160 @@
+"""``headrace worker``: the guardian of one worker process. It starts the process, sees it die or hang, gives
+back at once the jobs that it held, ends what it left behind, and starts it again.
+
+It loads no engine, so nothing that an engine does can take it along; what it decides is in ``watch``. Must
+import little: the worker process starts when this module is loaded, and loads what takes long by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from broker.child_process import ChildProcess, describe_exit
+from schemas.config import Config
+from workers.watch import TICK_S, Again, Exit, Restarts, Watch
+
+if TYPE_CHECKING:
+    from workers.give_back import Returns
+
+log = logging.getLogger(__name__)
+
+READ_BYTES = 1 << 16  # a pipe's worth
+NAK_FIRST_S = 0.5  # the jobs before the new process, which takes the machine's time
+EXIT_LIMIT_S = 2.0
+
+
+def run(config: Config) -> int:
+    """Until the worker has stopped for good; the exit code, which is the worker's (128 + n: signal n)."""
+    return asyncio.run(Guardian(config).run())  # not uvloop's: it starts no process in a group of its own
+
+
+class Guardian:
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._child: ChildProcess | None = None
+        self._begun = asyncio.Event()  # the first worker process has been started
+        self._returns: asyncio.Future[Returns]
+        self._stopping = asyncio.Event()
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        self._returns = loop.create_future()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self._stop)
+        async with asyncio.TaskGroup() as group:
+            connection = group.create_task(self._keep_connected(), name="nats")
+            try:
+                return await self._guard(group)
+            finally:
+                connection.cancel()
+
+    def _stop(self) -> None:
+        """The first time the worker may finish what it has; the second time it ends at once."""
+        if self._child is not None:
+            if self._stopping.is_set():
+                self._child.kill()
+            else:
+                self._child.terminate()
+        self._stopping.set()
+
+    async def _keep_connected(self) -> None:
+        await self._begun.wait()
+        from broker.process import set_up_logging  # these take half a second, and so does the worker process
+        from workers.give_back import Returns
+
+        set_up_logging("guardian", self._config.logging)
+        returns = Returns(self._config.nats)
+        self._returns.set_result(returns)
+        await returns.keep_connected()
+
+    async def _guard(self, group: asyncio.TaskGroup) -> int:
+        restarts = Restarts()
+        while True:
+            watch = Watch(self._config.worker.hang_timeout_s)
+            status, ready_for_s = await self._live(watch, group)
+            giving = group.create_task(self._give_back(watch), name="give-back")
+            await asyncio.wait({giving}, timeout=NAK_FIRST_S)
+            verdict = restarts.after(status, watch, ready_for_s, stopping=self._stopping.is_set())
+            how = "hung and was killed" if watch.hung else describe_exit(status)
+            if isinstance(verdict, Again):
+                log.error("the worker process %s with %d jobs; it starts again", how, len(watch.line.held))
+                if await self._stopping_within(verdict.wait_s):
+                    verdict = Exit(0)
+            elif verdict.code != 0:
+                log.error("the worker process %s", how)
+            if isinstance(verdict, Exit):
+                await asyncio.wait({giving}, timeout=EXIT_LIMIT_S)
+                giving.cancel()
+                return verdict.code
+
+    async def _live(self, watch: Watch, group: asyncio.TaskGroup) -> tuple[int, float]:
+        """One life of the worker process: its exit status, and for how many seconds it had been ready."""
+        loop = asyncio.get_running_loop()
+        reading, writing = os.pipe()
+        os.set_blocking(reading, False)
+        ready_at_s = 0.0
+
+        def read() -> bool:
+            """Whether there may be more."""
+            nonlocal ready_at_s
+            try:
+                data = os.read(reading, READ_BYTES)
+            except BlockingIOError:
+                return False
+            if not data:  # closed: a reader would be called for ever
+                loop.remove_reader(reading)
+            watch.line.feed(data)
+            if watch.was_ready and not ready_at_s:
+                ready_at_s = loop.time()
+            return bool(data)
+
+        try:
+            try:
+                # -P: a folder called workers where the user stands is not ours.
+                argv = (sys.executable, "-P", "-m", "workers", str(writing))
+                given = msgspec.json.encode(self._config)  # not in the arguments, which everyone can read
+                child = await ChildProcess.start(argv, {}, None, given=given, pass_fds=(writing,))
+            finally:
+                os.close(writing)
+            self._child = child
+            if self._stopping.is_set():  # asked while the process was being made
+                child.terminate()
+            loop.add_reader(reading, read)
+            self._begun.set()
+            ticking = group.create_task(self._tick(watch, child), name="tick")
+            status = await child.wait()
+            ticking.cancel()
+            while read():  # what it wrote before it died
+                pass
+        finally:
+            self._child = None
+            loop.remove_reader(reading)
+            os.close(reading)
+        return status, loop.time() - ready_at_s if ready_at_s else 0.0
+
+    async def _tick(self, watch: Watch, child: ChildProcess) -> None:
+        while not watch.tick():  # noqa: ASYNC110 - silence sets no event
+            await asyncio.sleep(TICK_S)
+        log.error("the worker process has been silent for %g s: it is killed", watch.patience_s)
+        child.kill()
+
+    async def _give_back(self, watch: Watch) -> None:
+        worker = watch.line.worker
+        if worker is not None:
+            until_s = watch.owed_until_s(self._config.nats.ack_wait_s)
+            await (await asyncio.shield(self._returns)).give_back(worker, watch.owed(), until_s)
+
+    async def _stopping_within(self, wait_s: float) -> bool:
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._stopping.wait()
+        except TimeoutError:
+            return False
+        return True
