@@ -81,7 +81,7 @@ class Worker(_Section, frozen=True):
     presence_interval_s: Annotated[float, Meta(gt=0, le=15)] = 2  # a card is swept when 60 s old
     drain_s: Annotated[float, Meta(ge=0)] = 20
     confirm_interval_s: Seconds = 0.5  # one token message a response in this time asks for its ack
-    hang_timeout_s: Seconds = 30  # work in flight and no output for so long: the engine hangs
+    hang_timeout_s: Seconds = 30  # an engine with work and no output, or the whole process: it hangs
     canary_interval_s: Seconds = 60  # idle for so long: one token is generated to see that it lives
 
 
