@@ -12,7 +12,7 @@ from pathlib import Path
 from schemas.ids import ResponseId
 from schemas.reply import TokenLogprobs
 from schemas.sampling import Sampling
-from workers.engine.base import Delta, EngineInfo, EngineRequest, RequestEnd
+from workers.engine.base import Delta, EngineInfo, EngineLoad, EngineRequest, RequestEnd
 from workers.engine.vllm import VllmEngine
 from workers.models import resolve
 
@@ -63,6 +63,12 @@ class EngineRun:
             while not condition():
                 self._news.clear()
                 await self._news.wait()
+
+    async def until_load(self, condition: Callable[[EngineLoad], bool]) -> None:
+        """The load changes without a delta too, as in a long prefill: nothing tells of it."""
+        async with asyncio.timeout(60):
+            while not condition(self.engine.load()):
+                await asyncio.sleep(0.01)
 
     async def answer(
         self,

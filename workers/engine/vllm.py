@@ -7,9 +7,10 @@ own life: start, failure, close. Must not know queues or the network.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import multiprocessing
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,8 @@ from workers.engine.base import (
     StepSink,
 )
 from workers.engine.vllm_boot import EngineSteps, boot
-from workers.engine.vllm_output import delta_of
-from workers.engine.vllm_sampling import Admitted, Limits, admit, vllm_params
+from workers.engine.vllm_output import Replay, delta_of
+from workers.engine.vllm_sampling import FORCED, Admitted, Limits, admit, vllm_params
 from workers.models import ModelFolder
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class VllmEngine:
             engine = self._engine
             self._cores = self._processes()
             info = self._describe(engine)
-            await self._prove_alive(engine, _FIRST_TOKEN_S)
+            await self._prove_forcing(engine)
         except EngineDead:
             await self.close()
             raise
@@ -108,7 +109,12 @@ class VllmEngine:
 
         vllm.envs.enable_envs_cache()  # vLLM does so in its engine core, and not here
         config = engine.vllm_config
-        self._limits = Limits(config.model_config.get_vocab_size(), config.model_config.max_model_len)
+        self._limits = Limits(
+            config.model_config.get_vocab_size(),
+            config.model_config.max_model_len,
+            forcing="always" if self._table.get("logits_processors") else "needed",
+            seed_by_position=config.use_v2_model_runner,
+        )
         self._slots = self._slots or config.scheduler_config.max_num_seqs
         self._traced = config.observability_config.otlp_traces_endpoint is not None
         # The tokenizer's own, then those that the model's generation config adds: vLLM stops at all.
@@ -192,10 +198,11 @@ class VllmEngine:
         engine = self._engine
         self._submitted += 1
         key = f"{request.request_id}-{self._submitted}"  # ids may come again before vLLM forgot the first
+        replay = Replay(admitted.forced)
         try:
             outputs = engine.generate(
                 tokens_input(admitted.token_ids, cache_salt=request.cache_salt),
-                vllm_params(admitted.sampling),
+                vllm_params(admitted.sampling, admitted.forced),
                 key,
                 priority=request.priority,
                 trace_headers={"traceparent": request.traceparent}
@@ -205,6 +212,10 @@ class VllmEngine:
             async with aclosing(outputs):
                 async for output in outputs:
                     self._steps.count += 1
+                    if not replay.take_off(output.outputs[0]):
+                        log.error("vLLM did not repeat the tokens of %s", request.request_id)
+                        self._emit_end(request, "engine_failed", "The engine lost the response's thread.")
+                        return
                     delta = delta_of(request, output)
                     if delta is not None:
                         self._emit(delta)
@@ -285,24 +296,49 @@ class VllmEngine:
                 except EngineDead as error:
                     self._fail(str(error))
 
-    async def _prove_alive(self, engine: AsyncLLM, patience_s: float) -> None:
-        """The canary: one token, through everything a request goes through. Raises ``EngineDead``."""
+    async def _prove_forcing(self, engine: AsyncLLM) -> None:
+        """The first request of all: that vLLM lives, and whether its sampler emits what it is told to.
+        Raises ``EngineDead``."""
+        last = self._limits.vocab_size - 1
+        forced = [last, max(0, last - 1)]  # that a model begins with these by itself is next to impossible
+        if await self._prove_alive(engine, _FIRST_TOKEN_S, forced) != forced:
+            log.warning(
+                "vLLM cannot be made to repeat tokens: responses continued here may differ where they have "
+                "a seed, penalties or bad words, and are refused where their output is structured"
+            )
+            self._limits = dataclasses.replace(self._limits, forcing="never")
+
+    async def _prove_alive(
+        self, engine: AsyncLLM, patience_s: float, forced: Sequence[int] = ()
+    ) -> list[int]:
+        """The canary: one token, or as many as are forced, through everything a request goes through.
+        Returns them. Raises ``EngineDead``."""
         from vllm import SamplingParams
         from vllm.exceptions import VLLMError
         from vllm.inputs.engine import tokens_input
 
-        params = SamplingParams(max_tokens=1, temperature=0.0, logprobs=0, detokenize=False)
+        ids: list[int] = []
+        params = SamplingParams(
+            max_tokens=len(forced) or 1,
+            temperature=0.0,
+            logprobs=0,
+            ignore_eos=True,
+            detokenize=False,
+            extra_args={FORCED: list(forced)} if forced else None,
+        )
         self._submitted += 1
         try:
             async with asyncio.timeout(patience_s):
                 outputs = engine.generate(tokens_input([0]), params, f"canary-{self._submitted}")
                 async with aclosing(outputs):
-                    async for _ in outputs:
+                    async for output in outputs:
                         self._steps.count += 1
+                        ids = list(output.outputs[0].token_ids)
         except TimeoutError:
             raise EngineDead(f"vLLM hangs: its canary had no token after {patience_s:.0f} s") from None
         except VLLMError as error:
             raise EngineDead(f"vLLM failed its canary: {error}") from error
+        return ids
 
     # -- tasks --------------------------------------------------------------------------------------
 

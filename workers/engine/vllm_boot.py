@@ -31,6 +31,7 @@ _REFUSED = {
     "stream_interval": "tokens are merged further on, and only when readers lag",
 }
 _ORPHAN_GUARD = "headrace_orphan_guard"  # the entry point in pyproject.toml
+_CPU_WORKER = "workers.engine.vllm_cpu.SeededCPUWorker"
 _CPU_EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"  # by path: "uni" is rewritten to "mp"
 
 
@@ -71,6 +72,9 @@ def boot(
         config = args.create_engine_config(UsageContext.ENGINE_CONTEXT)
     except Exception as error:  # pydantic, transformers, OSError, …: all mean "this cannot be configured"
         raise EngineDead(f"vLLM refused its configuration: {error}") from error
+    from workers.engine import vllm_replay  # imports vLLM
+
+    vllm_replay.install(config)
     if not still_wanted():
         raise EngineDead("closed before the engine was started")
     try:
@@ -135,6 +139,7 @@ def cpu_defaults(table: Mapping[str, Any]) -> dict[str, Any]:
         "block_size": 32,
         "max_num_seqs": 32,
         "max_num_batched_tokens": 512,
+        "worker_cls": _CPU_WORKER,
     }
     if "gpu_memory_utilization" not in table:
         defaults["kv_cache_memory_bytes"] = min(2 << 30, total // 8)

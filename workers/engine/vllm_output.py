@@ -10,10 +10,32 @@ from workers.engine.base import Delta, EngineRequest, RequestEnd
 
 if TYPE_CHECKING:
     from vllm.logprobs import Logprob
-    from vllm.outputs import RequestOutput
+    from vllm.outputs import CompletionOutput, RequestOutput
 
 LOGPROB_FLOOR = -9999.0  # for minus infinity, which JSON cannot carry; vLLM's own server has the same
 _GOOD: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+
+
+class Replay:
+    """What a request's sampler was made to emit first, to be taken off its DELTA outputs."""
+
+    def __init__(self, forced: Sequence[int]) -> None:
+        self._left = list(forced)
+
+    def take_off(self, completion: CompletionOutput) -> bool:
+        """Strip an output of forced tokens and their log probabilities. False: what came is not what was
+        forced, or an end came with it, and the rest would belong to some other response."""
+        ids = list(completion.token_ids)
+        count = min(len(self._left), len(ids))
+        if not count:
+            return True
+        if ids[:count] != self._left[:count]:
+            return False
+        del self._left[:count]
+        completion.token_ids = ids[count:]
+        if completion.logprobs is not None:
+            completion.logprobs = completion.logprobs[count:]
+        return bool(completion.token_ids) or completion.finish_reason not in _GOOD
 
 
 def delta_of(request: EngineRequest, output: RequestOutput) -> Delta | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -26,25 +26,35 @@ if TYPE_CHECKING:
 MAX_TEXT_BYTES = 64 << 10
 MAX_BAD_WORDS = 256  # each is tokenized in the worker's event loop
 
+FORCED = "headrace_forced"  # in vLLM's extra_args: ids that the sampler is made to emit first
+Forcing = Literal["never", "needed", "always"]
+
 _encoder = msgspec.msgpack.Encoder()
 _sampling = msgspec.msgpack.Decoder(Sampling)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The model's: ids are ``0 … vocab_size - 1``, prompt and completion together ``max_model_len``."""
+    """The model's: ids are ``0 … vocab_size - 1``, prompt and completion together ``max_model_len``. And
+    the engine's: ``forcing`` is "never" where its sampler cannot be made to emit given tokens, "always"
+    where logits processors of the operator's may count tokens too; ``seed_by_position`` where seeded
+    noise depends on a token's position, and not on how often this engine has drawn before."""
 
     vocab_size: int
     max_model_len: int
+    forcing: Forcing = "needed"
+    seed_by_position: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """``token_ids``: what is fed, the prompt and what an earlier writer has emitted. ``sampling``: with
-    the budgets that remain."""
+    """``token_ids``: what is fed. What an earlier writer has emitted is either the end of them, with
+    ``sampling`` reduced to the budgets that remain, or it is ``forced``: emitted by the sampler once
+    more, with the budgets of the whole."""
 
     token_ids: list[int]
     sampling: Sampling
+    forced: Sequence[int] = ()
 
 
 def admit(request: EngineRequest, limits: Limits) -> Admitted | RequestEnd:
@@ -63,8 +73,6 @@ def admit(request: EngineRequest, limits: Limits) -> Admitted | RequestEnd:
 
 
 def _budget(request: EngineRequest, sampling: Sampling, limits: Limits) -> Admitted | RequestEnd:
-    """Plain continuation: prompt and emitted tokens are fed together, and only the rest is generated.
-    Equal to the uninterrupted run for greedy sampling, a valid other run for unseeded sampling."""
     room = limits.max_model_len - len(request.prompt_ids)
     if room < 1:
         return RequestEnd(
@@ -72,17 +80,38 @@ def _budget(request: EngineRequest, sampling: Sampling, limits: Limits) -> Admit
             message=f"The prompt has {len(request.prompt_ids)} tokens and leaves no room for an answer: "
             f"the model takes {limits.max_model_len} tokens, prompt and answer together. Shorten the input.",
         )
-    emitted = len(request.prior_ids)
-    if emitted and sampling.structured is not None:
-        return _refused("Structured output cannot be continued by another worker; send the request again.")
-    left = min(sampling.max_tokens, room) - emitted
-    if left < 1:
+    whole, emitted = min(sampling.max_tokens, room), len(request.prior_ids)
+    if whole <= emitted:
         return RequestEnd(reason="length")
+    if emitted and _counts_tokens(sampling, limits):
+        if limits.forcing != "never":
+            return Admitted(list(request.prompt_ids), _within(sampling, whole), list(request.prior_ids))
+        if sampling.structured is not None:
+            return _refused("This engine cannot continue structured output; send the request again.")
     return Admitted(
-        token_ids=[*request.prompt_ids, *request.prior_ids],
-        sampling=msgspec.structs.replace(
-            sampling, max_tokens=left, min_tokens=min(max(0, sampling.min_tokens - emitted), left)
-        ),
+        token_ids=[*request.prompt_ids, *request.prior_ids], sampling=_within(sampling, whole, emitted)
+    )
+
+
+def _within(sampling: Sampling, whole: int, emitted: int = 0) -> Sampling:
+    left = whole - emitted
+    return msgspec.structs.replace(
+        sampling, max_tokens=left, min_tokens=min(max(0, sampling.min_tokens - emitted), left)
+    )
+
+
+def _counts_tokens(sampling: Sampling, limits: Limits) -> bool:
+    """Whether the next token depends on which tokens before it were generated, beyond being in the
+    context. Where not, feeding them as prompt is equal for greedy sampling, a valid other run for
+    unseeded sampling, and much cheaper: one prefill instead of a step for each token. Repetition
+    penalties count prompt and output alike."""
+    return (
+        limits.forcing == "always"
+        or sampling.structured is not None
+        or bool(sampling.bad_words)  # those of several tokens, begun before the cut
+        or sampling.presence_penalty != 0
+        or sampling.frequency_penalty != 0
+        or (sampling.seed is not None and sampling.temperature > 0 and not limits.seed_by_position)
     )
 
 
@@ -140,7 +169,7 @@ def _foreign_id(request: EngineRequest, sampling: Sampling, vocab_size: int) -> 
     return ""
 
 
-def vllm_params(sampling: Sampling) -> SamplingParams:
+def vllm_params(sampling: Sampling, forced: Sequence[int] = ()) -> SamplingParams:
     """Field by field, so that a field vLLM adds is off until someone has looked at it."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -163,6 +192,7 @@ def vllm_params(sampling: Sampling) -> SamplingParams:
         bad_words=list(sampling.bad_words),
         allowed_token_ids=None if sampling.allowed_token_ids is None else list(sampling.allowed_token_ids),
         structured_outputs=None if sampling.structured is None else _structured(sampling.structured),
+        extra_args={FORCED: list(forced)} if forced else None,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
     )

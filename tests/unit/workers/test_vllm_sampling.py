@@ -67,11 +67,6 @@ def test_mistyped_sampling_cannot_be_decoded_and_is_refused_where_it_was_built_h
         (request(prompt=(1, 100)), "invalid_token_id", "prompt_ids"),
         (request(prompt=(-1,)), "invalid_token_id", "prompt_ids"),
         (request(prior=(100,)), "invalid_token_id", "prior_ids"),
-        (
-            request(prior=(5,), sampling=Sampling(max_tokens=8, structured=StructuredOutput(regex="a+"))),
-            "engine_rejected",
-            "continued",
-        ),
         (request(sampling=Sampling(max_tokens=8, bad_words=("",))), "engine_rejected", "bad_words"),
         (request(sampling=Sampling(max_tokens=8, bad_words=("x",) * 257)), "engine_rejected", "bad_words"),
         (request(sampling=Sampling(max_tokens=8, logit_bias={100: 1.0})), "invalid_token_id", "logit_bias"),
@@ -154,6 +149,83 @@ def test_a_continuation_has_what_the_whole_run_would_have_left(
         assert rest.token_ids == [1] * prompt + [2] * emitted
         assert rest.sampling.max_tokens == whole.sampling.max_tokens - emitted
         assert rest.sampling.min_tokens == max(0, whole.sampling.min_tokens - emitted)
+
+
+# Which of them a continuation feeds as prompt, and which it makes the sampler emit once more.
+SHAPED = StructuredOutput(regex="a+")
+FED = {
+    "greedy": Sampling(max_tokens=8, temperature=0),
+    "greedy, seed": Sampling(max_tokens=8, temperature=0, seed=1),
+    "unseeded": Sampling(max_tokens=8, temperature=1),
+    "unseeded, top_p": Sampling(max_tokens=8, temperature=1, top_p=0.5, top_k=3, min_p=0.1),
+    "repetition_penalty": Sampling(max_tokens=8, temperature=0, repetition_penalty=1.3),
+    "stateless": Sampling(
+        max_tokens=8, min_tokens=5, logit_bias={5: 1.0}, allowed_token_ids=(5, 6), stop_token_ids=(6,)
+    ),
+}
+REPLAYED = {
+    "seed": Sampling(max_tokens=8, temperature=1, seed=0),
+    "presence_penalty": Sampling(max_tokens=8, temperature=0, presence_penalty=0.1),
+    "negative frequency_penalty": Sampling(max_tokens=8, frequency_penalty=-0.1),
+    "bad_words": Sampling(max_tokens=8, temperature=0, bad_words=("ab",)),
+    "structured": Sampling(max_tokens=8, temperature=0, structured=SHAPED),
+    "structured, min_tokens": Sampling(max_tokens=8, min_tokens=6, structured=SHAPED),
+}
+
+
+@pytest.mark.parametrize("sampling", FED.values(), ids=FED.keys())
+def test_fed_as_prompt(sampling: Sampling) -> None:
+    assert admit(request(sampling=sampling, prior=[5, 6, 7]), LIMITS) == Admitted(
+        [1, 2, 3, 5, 6, 7],
+        msgspec.structs.replace(sampling, max_tokens=5, min_tokens=max(0, sampling.min_tokens - 3)),
+    )
+
+
+@pytest.mark.parametrize("sampling", REPLAYED.values(), ids=REPLAYED.keys())
+def test_replayed_with_the_budgets_of_the_whole(sampling: Sampling) -> None:
+    assert admit(request(sampling=sampling, prior=[5, 6, 7]), LIMITS) == Admitted(
+        [1, 2, 3], sampling, [5, 6, 7]
+    )
+
+
+@pytest.mark.parametrize("sampling", [*FED.values(), *REPLAYED.values()], ids=[*FED, *REPLAYED])
+def test_nothing_is_replayed_that_nobody_has_emitted_or_that_has_no_budget_left(sampling: Sampling) -> None:
+    assert admit(request(sampling=sampling), LIMITS) == Admitted([1, 2, 3], sampling)
+    assert admit(request(sampling=sampling, prior=[5] * 8), LIMITS) == RequestEnd(reason="length")
+
+
+def test_a_replay_is_cut_to_the_context_as_the_whole_was() -> None:
+    admitted = admit(request(prompt=[1] * 60, sampling=REPLAYED["seed"], prior=[5, 6, 7]), LIMITS)
+    assert isinstance(admitted, Admitted)
+    assert (admitted.sampling.max_tokens, admitted.forced) == (4, [5, 6, 7])
+    assert admit(request(prompt=[1] * 60, sampling=REPLAYED["seed"], prior=[5] * 4), LIMITS) == RequestEnd(
+        reason="length"
+    )
+
+
+@pytest.mark.parametrize("sampling", [*FED.values(), *REPLAYED.values()], ids=[*FED, *REPLAYED])
+def test_an_engine_that_cannot_replay_feeds_and_refuses_structures(sampling: Sampling) -> None:
+    limits = Limits(100, 64, forcing="never")
+    end = admit(request(sampling=sampling, prior=[5, 6, 7]), limits)
+    if sampling.structured is not None:
+        assert isinstance(end, RequestEnd)
+        assert end.code == "engine_rejected"
+        assert "continue" in end.message
+    else:
+        assert isinstance(end, Admitted)
+        assert (end.token_ids, end.forced) == ([1, 2, 3, 5, 6, 7], ())
+
+
+def test_the_engine_decides_whether_a_seed_or_anything_else_needs_a_replay() -> None:
+    def forced(sampling: Sampling, limits: Limits) -> bool:
+        admitted = admit(request(sampling=sampling, prior=[5]), limits)
+        assert isinstance(admitted, Admitted)
+        return bool(admitted.forced)
+
+    by_position = Limits(100, 64, seed_by_position=True)
+    assert not forced(REPLAYED["seed"], by_position)
+    assert forced(REPLAYED["bad_words"], by_position)
+    assert all(forced(sampling, Limits(100, 64, forcing="always")) for sampling in FED.values())
 
 
 def test_the_vllm_table_names_what_it_cannot_use() -> None:
