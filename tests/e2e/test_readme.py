@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from playwright.async_api import Browser
 
 from tests.e2e.stack import Stack
@@ -16,15 +17,16 @@ README = (Path(__file__).parents[2] / "README.md").read_text()
 ADDRESS = "127.0.0.1:8080"
 
 
-def block(language: str) -> str:
-    found = re.search(rf"```{language}\n(.*?)```", README, re.DOTALL)
-    assert found is not None
-    assert ADDRESS in found[1]
-    return found[1]
+def blocks(language: str) -> list[str]:
+    found = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    assert all(ADDRESS in code for code in found)
+    return found
 
 
-def test_the_python_client_prints_an_answer(stack: Stack) -> None:
-    code = block("python").replace(ADDRESS, stack.url.removeprefix("http://"))
+@pytest.mark.parametrize(("number", "client"), [(0, "openai"), (1, "gateway.client")])
+def test_the_python_clients_print_an_answer(stack: Stack, number: int, client: str) -> None:
+    code = blocks("python")[number].replace(ADDRESS, stack.url.removeprefix("http://"))
+    assert f"from {client} import" in code
     ran = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -40,8 +42,8 @@ async def test_the_javascript_client_shows_an_answer(stack: Stack, browser: Brow
     page = await browser.new_page()
     await page.goto(f"{stack.url}/healthz")  # same origin, nothing else on it
     await page.evaluate("document.body.replaceChildren()")
-    code = block("js").replace(ADDRESS, stack.url.removeprefix("http://"))
-    await page.evaluate(f"{code}\nundefined")  # or its last value, a function, would be called
+    (code,) = blocks("js")
+    await page.add_script_tag(content=code.replace(ADDRESS, stack.url.removeprefix("http://")), type="module")
     async with asyncio.timeout(30):
         while len((await page.inner_text("body")).split()) < 4:
             await asyncio.sleep(0.05)
