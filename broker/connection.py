@@ -82,11 +82,19 @@ class _Client(Client):
             _sid=sid,
         )
 
-    async def _process_headers(self, headers: bytes) -> Headers | None:
-        try:
-            return await super()._process_headers(headers)
-        except (UnicodeDecodeError, IndexError):  # no status line, or one that is not text
+    async def _process_headers(self, headers: bytes | None) -> Headers | None:
+        """``NATS/1.0[ status[ description]]`` and lines of ``name: value`` (ADR-4). 4 us for the six of a
+        direct get, against nats-py's 17: whoever takes over a response reads dozens of those."""
+        if not headers:
             return None
+        first, *lines = headers.decode(errors="replace").split("\r\n")
+        status, _, description = first[len("NATS/1.0 ") :].partition(" ")
+        found = {"Status": status, "Description": description} if status.isdigit() else {}
+        for line in lines:
+            name, colon, value = line.partition(":")
+            if colon:
+                found[name] = value.strip()
+        return found or None
 
 
 class Broker:

@@ -1,7 +1,7 @@
 """Reads what is stored under a subject filter: a little by direct get, much by a passing consumer.
 
-A direct get answers a short log in 0.3 ms, and each of its messages carries six headers, which cost nats-py
-40 us to parse; a consumer costs 1 ms to make and 12 us a message. Must not know what the messages are.
+A direct get answers a short log in 0.3 ms, and each of its messages carries six headers, which cost 5 us; a
+consumer costs 1 to 2 ms to make and to delete. Must not know what the messages are.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from broker.pull import Delivery, PullLoop
 
 log = logging.getLogger(__name__)
 
-SHORT = 32  # messages: what is longer is worth a consumer
+SHORT = 128  # messages: what is longer is worth a consumer
 BATCH = 500
 EXPIRES_S = 5.0
 SILENCE_S = EXPIRES_S + 1.0

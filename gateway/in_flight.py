@@ -148,7 +148,8 @@ class InFlight:
         live = entry.live
 
         def feed(seq: int, message: ReplyMessage, at_unix_ms: float) -> None:
-            self._feed(entry, seq, message, at_unix_ms)
+            if self._entries.get(live.response_id) is entry:  # else it was removed with messages at hand
+                self._feed(entry, seq, message, at_unix_ms)
 
         follower = LogFollower(self._broker, live.response_id, on_message=feed)
 

@@ -14,7 +14,7 @@ from gateway.api.app import build
 from gateway.api.front import Front
 from gateway.api.guard import is_loopback
 from gateway.pipeline import Pipeline
-from gateway.server import listen, make_server, raise_file_limit
+from gateway.server import bind, make_server, raise_file_limit
 from schemas.config import Config
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def run(config: Config) -> int:
 async def serve(config: Config, shutdown: Shutdown) -> None:
     """Until a shutdown is requested and done. Raises what ``broker.process`` knows how to tell."""
     refuse_open_host(config)
-    with listen(config.gateway) as listener:  # first, so that a taken port is told at once
+    with bind(config.gateway) as listener:  # first, so that a taken port is told at once
         raise_file_limit(config.gateway.max_connections)
         broker = await Broker.connect(config.nats, name="gateway")
         redis = connect_redis(config.redis)

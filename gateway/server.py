@@ -38,16 +38,23 @@ class EmbeddedServer(uvicorn.Server):
 _CLIENT_NOISE = ClientNoise()  # one object, so that adding it twice adds it once
 
 
-def listen(config: Gateway) -> socket.socket:
+def bind(config: Gateway) -> socket.socket:
     """Port 0 takes a free one. Raises ``PortUnavailable``.
 
-    A client that stops reading is cut off by the kernel (TCP_USER_TIMEOUT, which also covers a window
-    that stays shut, tcp(7)): uvicorn would wait for ever to flush, and its own pings need the flush too.
+    Nobody can connect before the server listens: a client that is refused goes on to another gateway at once,
+    and would wait for one that is still starting. One that stops reading is cut off by the kernel
+    (TCP_USER_TIMEOUT, which also covers a window that stays shut, tcp(7)): uvicorn would wait for ever to
+    flush, and its own pings need the flush too.
     """
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family)
     try:
-        listener = socket.create_server((config.host, config.port), family=family, backlog=2048)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind((config.host, config.port))
     except OSError as error:
+        listener.close()
         raise PortUnavailable(f"cannot listen on {config.host}:{config.port}: {error.strerror}") from None
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(config.ping_timeout_s * 1000))
     return listener

@@ -76,6 +76,7 @@ async def _run(args: argparse.Namespace, tell: object) -> tuple[list[Failover], 
         inter_token_ms=args.inter_token_ms,
         mean_output_tokens=0,
         ack_wait_s=15,
+        relays=False,
     )
     undisturbed: list[float] = []
     async with campaign(args.seed, sizes, tell) as chaos:
