@@ -1,8 +1,8 @@
 """Follows one response's reply log, whichever gateway it belongs to: what is stored, joined to what comes.
 
 A core subscription to the republished messages brings news in stored order; what it may have missed (before
-it began, in a reconnect, on overflow) is read from the stream. Never a consumer per response: a server
-allows a thousand. Must not know what the messages mean, but for the fence that a token message rests on.
+it began, in a reconnect, on overflow) is read from the stream, by a passing consumer where it is much. Must
+not know what the messages mean, but for what shows that one was missed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from broker.history import read_stored
 from broker.jetstream import ApiError
 from broker.replylog import decode_reply
 from schemas.ids import ResponseId
-from schemas.reply import Failed, Finished, ReplyMessage, Tokens
+from schemas.reply import Closed, Failed, Finished, ReplyMessage, Tokens
 
 log = logging.getLogger(__name__)
 
@@ -33,18 +33,21 @@ MAX_WAITING = 1000  # live messages kept while the stored ones are read; beyond,
 class LogFollower:
     """``on_message(stream sequence, message, stored unix ms)`` is called in stream order in the event loop,
     each stored message once; it must not block, and an exception there ends ``run``. ``caught_up`` is set
-    when all that was stored at the start has been given."""
+    when all that was stored at the start has been given. ``reading``: shared by all followers of a process,
+    so that few read at once: a server allows a thousand consumers, and many readers slow each other down."""
 
     def __init__(
         self,
         broker: Broker,
         response: ResponseId,
+        reading: asyncio.Semaphore,
         *,
         on_message: Callable[[int, ReplyMessage, float], None],
     ) -> None:
         self.caught_up = asyncio.Event()
         self._broker = broker
         self._response = response
+        self._turn = reading
         self._on_message = on_message
         self._last_seq = 0
         self._last_of_part = {"t": 0, "f": 0}
@@ -55,7 +58,8 @@ class LogFollower:
         self._failure: Exception | None = None  # of on_message, in a callback whose errors nats-py only logs
 
     async def run(self) -> None:
-        """Until cancelled; while the broker is away, it waits. Raises ``BrokerClosed``."""
+        """Until cancelled; while the broker is away, it waits. Raises ``BrokerClosed``, and ``ApiError``
+        where the stream cannot be read."""
         self._broker.on_reconnect(self._fall_behind)
         subscription = None
         try:
@@ -65,7 +69,8 @@ class LogFollower:
             )
             while True:
                 if self._behind:
-                    await self._catch_up()
+                    async with self._turn:
+                        await self._catch_up()
                 await self._wait()
         finally:
             self._broker.off_reconnect(self._fall_behind)
@@ -134,13 +139,18 @@ class LogFollower:
         if self._behind or seq <= self._last_seq:
             return
         message = decode_reply(msg.subject, msg.data, seq)
-        # A Started that was missed leaves no gap among the tokens that rest on it.
-        rests_on = message.fence if isinstance(message, Tokens | Finished | Failed) else 0
-        if before > self._last_of_part[msg.subject[-1]] or rests_on > self._last_of_part["f"]:
+        if before > self._last_of_part[msg.subject[-1]] or self._may_miss(message):
             self._fall_behind()
             return
         stored_unix_ms = datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp() * 1000
         self._give(msg.subject, seq, message, stored_unix_ms)
+
+    def _may_miss(self, message: ReplyMessage | None) -> bool:
+        """A gap on one of the two subjects shows nothing on the other: tokens rest on a Started, and an end
+        that does not repeat the tokens rests on all of them."""
+        if isinstance(message, Closed | Failed):
+            return True
+        return isinstance(message, Tokens | Finished) and message.fence > self._last_of_part["f"]
 
     def _give(self, subject: str, seq: int, message: ReplyMessage | None, stored_unix_ms: float) -> None:
         self._last_seq = self._last_of_part[subject[-1]] = seq

@@ -251,12 +251,13 @@ class ReplyLog:
         if last is not None:
             since_unix_ms = last.stored_unix_ms - LOOK_BACK_MS
             recent = await read_since(self._broker, subjects.REPLIES, self.tokens_subject, since_unix_ms)
-            _feed(reader, sorted(fences + recent, key=lambda item: item.seq))
+            # Of two answers, that of a replica may lag: what follows the last token is read as one.
+            known = [fence for fence in fences if fence.seq < recent[-1].seq] if recent else []
+            _feed(reader, sorted(known + recent, key=lambda item: item.seq))
             if not reader.ids:  # those before are missing, or nobody had any
                 reader = LogReader()
-                await self._read(reader)
-        else:
-            _feed(reader, fences)
+        if reader.last_seq < last_fence_seq or not reader.ids:
+            await self._read(reader)
         return reader, last_fence_seq
 
     async def _stored_fences(self) -> list[StoredMessage]:

@@ -31,11 +31,13 @@ async def close(broker: Broker, job: Job, closed: Closed) -> None:
 
 
 async def close_surely(broker: Broker, job: Job, closed: Closed, needed: Callable[[], bool]) -> None:
-    """Until it is stored, however long the broker is away, or until it is not ``needed`` (asked before each
-    try). Raises ``BrokerClosed``."""
-    while needed():
+    """Until it is stored, however long the broker is away, or until it is not ``needed`` (asked right before
+    each try). Raises ``BrokerClosed``."""
+    while True:
+        await broker.wait_connected()
+        if not needed():
+            return
         try:
-            await broker.wait_connected()
             await close(broker, job, closed)
         except (HeadraceError, ApiError) as error:
             log.warning("%s cannot be closed yet: %s", job.response, error)

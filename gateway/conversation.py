@@ -167,7 +167,10 @@ class Conversations:
                 holder, stored = await pipe.execute()
             self._answered()
             context = _decode(stored)
-            if holder is None or holder.decode() == response:
+            if holder is None:
+                return context
+            if holder.decode() == response:  # set by an earlier try, perhaps a while ago
+                await self._redis.expire(_claim_key(key), self._claim_ttl_s)
                 return context
             other = ResponseId(holder.decode())
             if (folding := self._folding.get(other)) is not None:

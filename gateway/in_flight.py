@@ -7,6 +7,7 @@ Must not know how a response is accepted, nor what becomes of its text when it h
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from broker import metrics
 from broker.connection import Broker
 from broker.follow import LogFollower
+from broker.jetstream import ApiError
 from gateway import closer
 from gateway.attendance import Attendance
 from gateway.background import Background
@@ -28,7 +30,11 @@ from schemas.ids import GatewayId, ResponseId, WorkerId
 from schemas.job import Job
 from schemas.reply import Closed, Handoff, ReplyMessage, Started, Tokens
 
-CATCH_UP_LIMIT_S = 5.0
+log = logging.getLogger(__name__)
+
+CATCH_UP_LIMIT_S = 15.0
+READERS = 8  # logs that are read at once
+LOOKED_AT_S = 10.0  # another gateway's response that nobody follows is kept for so long
 
 
 @dataclass(slots=True, eq=False)
@@ -42,22 +48,24 @@ class Accepted:
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """``accepted`` None: another gateway's response, which ``following`` brings. ``attended``: it has, or
-    had, a client here."""
+    """``accepted`` None: another gateway's response, which ``following`` brings. ``settled``: its job is
+    stored and its log read up to now, or it was removed. ``grace``: set while it has no client, until the
+    time is up."""
 
     live: Live
     accepted: Accepted | None = None
     worker: WorkerId | None = None  # who writes it now
-    attended: bool = False
+    had_client: bool = False
     closing: bool = False
     deadline: asyncio.TimerHandle | None = None
     grace: asyncio.TimerHandle | None = None
     following: asyncio.Task[None] | None = None
-    caught_up: asyncio.Event = field(default_factory=asyncio.Event)
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class InFlight:
-    """``on_ended`` is called once for each entry that came to its end, in the event loop."""
+    """``on_ended`` is called once for each entry that came to its end, in the event loop. As many responses
+    of other gateways are followed as this one accepts of its own (``gateway.max_responses``)."""
 
     def __init__(
         self,
@@ -70,9 +78,13 @@ class InFlight:
     ) -> None:
         self._broker = broker
         self._grace_s = limits.disconnect_grace_s
+        self._max_followed = limits.max_responses
         self._background = background
         self._on_ended = on_ended
         self._entries: dict[ResponseId, Entry] = {}
+        self._followers: asyncio.TaskGroup | None = None
+        self._followed = 0
+        self._reading = asyncio.Semaphore(READERS)
         self._watcher = Watcher(broker)
         self._attendance = Attendance(
             broker, gateway, grace_s=self._grace_s, attended=self._to_tell_of, on_heard=self._heard_of
@@ -84,9 +96,14 @@ class InFlight:
     def __contains__(self, response: ResponseId) -> bool:
         return response in self._entries
 
+    @property
+    def accepted(self) -> int:
+        """Those of this gateway."""
+        return len(self._entries) - self._followed
+
     def find(self, response: ResponseId) -> Live | None:
         entry = self._entries.get(response)
-        return entry.live if entry is not None and entry.caught_up.is_set() else None
+        return entry.live if entry is not None and entry.settled.is_set() else None
 
     @property
     def kept_here(self) -> bool:
@@ -99,9 +116,11 @@ class InFlight:
         self._broker.on_reconnect(self._reconnected)
         try:
             async with asyncio.TaskGroup() as tasks:
+                self._followers = tasks
                 tasks.create_task(self._watcher.run(), name="watcher")
                 tasks.create_task(self._attendance.run(), name="attendance")
         finally:
+            self._followers = None
             self._broker.off_reconnect(self._reconnected)
             for entry in self._entries.values():
                 _stop_timers(entry)
@@ -110,68 +129,102 @@ class InFlight:
 
     def register(self, live: Live, accepted: Accepted) -> Entry:
         """Before its job is published: the first token may be here before the ack."""
+        assert live.response_id not in self._entries
         entry = self._entries[live.response_id] = Entry(live, accepted)
-        entry.caught_up.set()
         return entry
 
     def withdraw(self, entry: Entry) -> None:
         """It was not accepted after all."""
-        if self._entries.get(entry.live.response_id) is entry:
+        if self._entry_of(entry.live) is entry:
             self._remove(entry)
 
     def begin(self, entry: Entry) -> None:
-        """The job is stored: its times begin to count."""
+        """The job is stored: it may be found, and its times begin to count."""
         live = entry.live
         live.accepted(time.time() * 1000)
+        entry.settled.set()
         if live.end is None:
             self._set_deadline(entry)
             if not live.attended:
                 self.live_deserted(live)
 
     async def follow(self, job: Job, tokenizer: ChatTokenizer) -> Live:
-        """Another gateway's response, read up to now. Raises ``HeadraceError(broker_unavailable)``."""
+        """A response that this gateway has not accepted, read up to now. Raises ``HeadraceError``:
+        broker_unavailable; queue_full; response_not_found for one whose log is no longer kept."""
         entry = self._entries.get(job.response)
         if entry is None:
-            entry = self._entries[job.response] = Entry(Live(job, tokenizer.detokenizer, self))
-            entry.live.elsewhere = True
-            self._begin_following(entry)
+            entry = self._begin_following(Live(job, tokenizer.detokenizer, self))
         try:
             async with asyncio.timeout(CATCH_UP_LIMIT_S):
-                await entry.caught_up.wait()
+                await entry.settled.wait()
         except TimeoutError:
-            raise HeadraceError(
-                "broker_unavailable", "The response cannot be read right now; try again."
-            ) from None
+            raise _unreadable() from None
+        if entry.live.lost is not None:
+            raise entry.live.lost
         return entry.live
 
-    def _begin_following(self, entry: Entry) -> None:
+    def _begin_following(self, live: Live) -> Entry:
+        if self._followers is None:
+            raise _unreadable()
+        if self._followed >= self._max_followed:
+            raise HeadraceError(
+                "queue_full", "This gateway follows all the responses it can: try again later."
+            )
+        live.elsewhere = True
+        entry = self._entries[live.response_id] = Entry(live)
+        self._followed += 1
+        entry.following = self._followers.create_task(self._follow(entry), name=f"follow {live.response_id}")
+        self._set_grace(entry)  # so far nobody reads it, and nobody may come
+        return entry
+
+    async def _follow(self, entry: Entry) -> None:
         live = entry.live
 
         def feed(seq: int, message: ReplyMessage, at_unix_ms: float) -> None:
-            if self._entries.get(live.response_id) is entry:  # else it was removed with messages at hand
+            if self._entry_of(live) is entry:  # else it was removed with messages at hand
                 self._feed(entry, seq, message, at_unix_ms)
 
-        follower = LogFollower(self._broker, live.response_id, on_message=feed)
+        follower = LogFollower(self._broker, live.response_id, self._reading, on_message=feed)
+        running = asyncio.create_task(follower.run(), name=f"log-of {live.response_id}")
+        catching_up = asyncio.create_task(follower.caught_up.wait(), name=f"catch-up {live.response_id}")
+        try:
+            await asyncio.wait({running, catching_up}, return_when=asyncio.FIRST_COMPLETED)
+            if follower.caught_up.is_set() and self._entry_of(live) is entry:
+                self._caught_up(entry)
+            await running
+        except ApiError as error:  # of this log alone: the others go on
+            log.error("%s cannot be followed: %s", live.response_id, error)
+            self._remove(entry)
+        finally:
+            for task in (running, catching_up):
+                task.cancel()
+            await asyncio.wait({running, catching_up})
 
-        async def follow() -> None:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(follower.run(), name=f"log-of {live.response_id}")
-                await follower.caught_up.wait()
-                entry.caught_up.set()
-                if live.end is None:
-                    self._set_deadline(entry)
+    def _caught_up(self, entry: Entry) -> None:
+        live = entry.live
+        if live.log.fence is None and not closer.is_of_use(live.job):
+            gone = HeadraceError("response_not_found", f"The response {live.response_id} is no longer kept.")
+            self._remove(entry, gone)
+            return
+        entry.settled.set()
+        self._set_deadline(entry)
 
-        entry.following = self._background.spawn(follow(), f"follow {live.response_id}")
-        self.live_deserted(live)  # so far nobody reads it, and nobody may come
-
-    def _remove(self, entry: Entry) -> None:
-        response = entry.live.response_id
-        del self._entries[response]
-        self._watcher.over(response)
+    def _remove(self, entry: Entry, why: HeadraceError | None = None) -> None:
+        """``why``: told to its readers, who may ask again, unless it has ended."""
+        live = entry.live
+        del self._entries[live.response_id]
+        self._followed -= entry.accepted is None
+        self._watcher.over(live.response_id)
         _stop_timers(entry)
-        entry.caught_up.set()
+        if live.end is None:
+            live.lose(why or _unreadable())
+        entry.settled.set()
         if entry.following is not None:
             entry.following.cancel()
+
+    def _entry_of(self, live: Live) -> Entry | None:
+        entry = self._entries.get(live.response_id)
+        return entry if entry is not None and entry.live is live else None
 
     # -- what the logs bring ------------------------------------------------------------------------
 
@@ -197,30 +250,30 @@ class InFlight:
             self._watcher.over(live.response_id)  # that worker gives the job back by itself
 
     def live_started(self, live: Live) -> None:
-        if (accepted := self._entries[live.response_id].accepted) is not None:
-            accepted.meter.started()
+        if (entry := self._entry_of(live)) is not None and entry.accepted is not None:
+            entry.accepted.meter.started()
 
     def live_tokens(self, live: Live, count: int) -> None:
-        if (accepted := self._entries[live.response_id].accepted) is not None:
-            accepted.meter.tokens(count)
+        if (entry := self._entry_of(live)) is not None and entry.accepted is not None:
+            entry.accepted.meter.tokens(count)
 
     def live_stopped(self, live: Live, total: int) -> None:
         closed = Closed(reason="stop", total=total)  # the text has ended; the log, and its worker, shall too
-        entry = self._entries[live.response_id]
-        self._close_soon(entry, closed, needed=lambda: closer.is_of_use(live.job))
+        if (entry := self._entry_of(live)) is not None:
+            self._close_soon(entry, closed, needed=lambda: closer.is_of_use(live.job))
 
     def live_ended(self, live: Live) -> None:
-        entry = self._entries[live.response_id]
-        self._remove(entry)
-        self._on_ended(entry)
+        if (entry := self._entry_of(live)) is not None:
+            self._remove(entry)
+            self._on_ended(entry)
 
     # -- who reads them -----------------------------------------------------------------------------
 
     def live_attended(self, live: Live) -> None:
-        entry = self._entries.get(live.response_id)
+        entry = self._entry_of(live)
         if entry is None:
             return
-        entry.attended = True
+        entry.had_client = True
         if entry.grace is not None:
             entry.grace.cancel()
             entry.grace = None
@@ -228,8 +281,7 @@ class InFlight:
 
     def live_deserted(self, live: Live) -> None:
         """A dropped connection is not a cancel: the client may come back within the grace time."""
-        entry = self._entries.get(live.response_id)
-        if entry is not None:
+        if (entry := self._entry_of(live)) is not None:
             self._set_grace(entry)
 
     def live_left(self, live: Live) -> None:
@@ -271,7 +323,8 @@ class InFlight:
     def _set_grace(self, entry: Entry) -> None:
         if entry.grace is not None:
             entry.grace.cancel()
-        entry.grace = asyncio.get_running_loop().call_later(self._grace_s, self._grace_passed, entry)
+        wait_s = self._grace_s if entry.accepted is not None or entry.had_client else LOOKED_AT_S
+        entry.grace = asyncio.get_running_loop().call_later(wait_s, self._grace_passed, entry)
 
     def _set_deadline(self, entry: Entry) -> None:
         left_s = entry.live.job.deadline_unix_ms / 1000 - time.time()
@@ -283,20 +336,23 @@ class InFlight:
         live = entry.live
         if live.attended or not self._broker.connected:
             return  # without the broker, nobody could be heard: the reconnect sets the time anew
-        if entry.accepted is None and not entry.attended:
+        if entry.accepted is None and not entry.had_client:
             self._remove(entry)  # it was only looked at
-        else:
-            deserted = lambda: live.end is None and not live.attended  # noqa: E731
-            self._close_soon(entry, Closed(reason="cancelled"), needed=deserted)
+            return
+
+        def deserted() -> bool:  # who came back, or was heard of elsewhere, has stopped or set the time
+            return live.end is None and not live.attended and entry.grace is None
+
+        self._close_soon(entry, Closed(reason="cancelled"), needed=deserted)
 
     def _deadline_passed(self, entry: Entry) -> None:
         closed = Closed(reason="deadline", code="deadline_exceeded")
         self._close_soon(entry, closed, needed=lambda: entry.live.end is None)
 
     def _close_soon(self, entry: Entry, closed: Closed, *, needed: Callable[[], bool]) -> None:
-        """While ``needed``; one closing at a time, but a stop string ends the response here and now: whatever
-        else was under way is given up."""
-        if entry.closing and closed.reason != "stop":
+        """While ``needed``. A cancel adds nothing to a closing that is under way; the others do not wait for
+        one that may be given up."""
+        if entry.closing and closed.reason == "cancelled":
             return
         entry.closing = True
 
@@ -307,6 +363,10 @@ class InFlight:
                 entry.closing = False
 
         self._background.spawn(close(), f"close {entry.live.response_id}")
+
+
+def _unreadable() -> HeadraceError:
+    return HeadraceError("broker_unavailable", "The response cannot be read right now; try again.")
 
 
 def _stop_timers(entry: Entry) -> None:

@@ -18,6 +18,7 @@ from broker.log_reader import LogReader
 from gateway.generation import Ended, Started, Text, Update
 from gateway.outcome import Verdict, stopped, verdict
 from gateway.text import Detokenizer, TextStream
+from schemas.errors import HeadraceError
 from schemas.ids import ResponseId, TenantId
 from schemas.job import Job
 from schemas.reply import ReplyMessage
@@ -52,8 +53,10 @@ class LiveOwner(Protocol):
 
 class Live:
     """``text``: all that was released so far. ``ids``: the completion's tokens that count so far.
-    ``started``: a worker has (or had) it. ``end``: set once, and last. ``read_tokens``: what the reader that
-    is farthest has been given. ``received_unix_ms``: when the request was here; 0 where it never was."""
+    ``started``: a worker has (or had) it. ``end``: set once, and last. ``lost``: set instead, where this
+    gateway cannot follow it any more: its readers are told so, and may ask again. ``read_tokens``: what the
+    reader that is farthest has been given. ``received_unix_ms``: when the request was here; 0 where it never
+    was."""
 
     def __init__(
         self, job: Job, detokenizer: Detokenizer, owner: LiveOwner, *, received_unix_ms: float = 0.0
@@ -63,6 +66,7 @@ class Live:
         self.elsewhere = False  # it has, or had, a client at another gateway
         self.started = False
         self.end: Ended | None = None
+        self.lost: HeadraceError | None = None
         self._accepted_unix_ms: float | None = None  # the job is stored
         self.first_text_unix_ms: float | None = None
         self.finished_unix_ms: float | None = None
@@ -221,6 +225,10 @@ class Live:
             self._owner.live_left(self)
         self._wake()
 
+    def lose(self, error: HeadraceError) -> None:
+        self.lost = error
+        self._wake()
+
     def _wake(self) -> None:
         for reader in self._readers:
             reader.wake()
@@ -275,8 +283,10 @@ class LiveReader:
 
     async def next(self) -> list[Update]:
         """Wait for news: ``Started`` once, ``Text`` merged since the last call, ``Ended`` last.
-        Empty after ``Ended`` was given."""
+        Empty after ``Ended`` was given. Raises ``HeadraceError`` where the response is lost to here."""
         while not (updates := self._take()) and not self._ended:
+            if self._live.lost is not None:
+                raise self._live.lost
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter

@@ -52,7 +52,7 @@ DRAIN_LOOK_S = 0.05
 
 
 class _NotFirst(Exception):
-    """Another gateway has just accepted a request with the same idempotency key."""
+    """Another request with the same idempotency key has just been accepted."""
 
 
 class Pipeline:
@@ -197,13 +197,13 @@ class Pipeline:
             raise HeadraceError("going_away", "This gateway is shutting down or starting: connect again.")
         if not self._broker.connected:
             raise NoAnswer("disconnected", "job")
-        if len(self._in_flight) + self._disowned + self._submitting > self._limits.max_responses:
+        if self._in_flight.accepted + self._disowned + self._submitting > self._limits.max_responses:
             raise HeadraceError("queue_full", "This gateway has all the responses it takes: try again later.")
 
     async def _open(
         self, generation: Generation, response: ResponseId, card: ModelCard, tokenizer: ChatTokenizer
     ) -> Live:
-        settled = False  # the job is known to be stored, or may be: the turn is its
+        settled = False  # the job may be stored, and then has the turn
         try:
             opened = await self._conversations.open(generation, response)
             built = await asyncio.to_thread(
@@ -226,10 +226,12 @@ class Pipeline:
                 now_unix_ms=int(time.time() * 1000),
                 max_deadline_s=self._limits.deadline_s,
             )
-            settled = generation.idempotency_key is not None
+            settled = True
             return await self._accept(generation, job, opened, tokenizer, card)
         except BaseException as error:
-            if not settled or _is_known_not_stored(error):
+            # With a key, the client may be asking again already, and its next try holds the same claim.
+            refused = isinstance(error, HeadraceError | ApiError) and not settled
+            if generation.idempotency_key is None or refused or _is_known_not_stored(error):
                 self._background.spawn(
                     self._conversations.abandon(generation, response), f"abandon {response}"
                 )
@@ -240,6 +242,8 @@ class Pipeline:
     ) -> Live:
         live = Live(job, tokenizer.detokenizer, self._in_flight, received_unix_ms=generation.received_unix_ms)
         counted = Meter(card.name, generation.received_unix_ms or job.created_unix_ms)
+        if job.response in self._in_flight:  # another gateway was quicker, and somebody follows it here
+            raise _NotFirst
         entry = self._in_flight.register(live, Accepted(opened, tokenizer, counted))
         try:
             stored = await publish_job(self._broker, job)
@@ -255,9 +259,11 @@ class Pipeline:
         return live
 
     async def _is_anothers(self, job: Job) -> bool:
-        """Found under the same idempotency key: by this very gateway, whose first ack was lost, or not."""
+        """What was found under the same idempotency key may be this very job, whose first ack was lost."""
         first = await find_job(self._broker, job.response)
-        return first is not None and first.gateway != self.gateway
+        if first is None:  # a replica that lags
+            raise NoAnswer("timeout", "job")
+        return (first.gateway, first.request_digest) != (job.gateway, job.request_digest)
 
     def _disown(self, job: Job, error: BaseException) -> None:
         """Nobody will read it, and it may be stored all the same: no worker shall spend time on it. One with

@@ -39,6 +39,7 @@ class Guardian:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._child: ChildProcess | None = None
+        self._watch = Watch(config.worker.hang_timeout_s)  # of the present worker process
         self._begun = asyncio.Event()  # the first worker process has been started
         self._returns: asyncio.Future[Returns]
         self._stopping = asyncio.Event()
@@ -46,7 +47,7 @@ class Guardian:
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
         self._returns = loop.create_future()
-        for signum in (signal.SIGTERM, signal.SIGINT):
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(signum, self._stop)
         async with asyncio.TaskGroup() as group:
             connection = group.create_task(self._keep_connected(), name="nats")
@@ -56,9 +57,10 @@ class Guardian:
                 connection.cancel()
 
     def _stop(self) -> None:
-        """The first time the worker may finish what it has; the second time it ends at once."""
+        """The first time the worker may finish what it has; the second time it ends at once, as it does while
+        it has nothing yet: an engine that loads would not listen."""
         if self._child is not None:
-            if self._stopping.is_set():
+            if self._stopping.is_set() or not self._watch.was_ready:
                 self._child.kill()
             else:
                 self._child.terminate()
@@ -77,7 +79,7 @@ class Guardian:
     async def _guard(self, group: asyncio.TaskGroup) -> int:
         restarts = Restarts()
         while True:
-            watch = Watch(self._config.worker.hang_timeout_s)
+            watch = self._watch = Watch(self._config.worker.hang_timeout_s)
             status, ready_for_s = await self._live(watch, group)
             giving = group.create_task(self._give_back(watch), name="give-back")
             await asyncio.wait({giving}, timeout=NAK_FIRST_S)

@@ -223,7 +223,10 @@ class Run:
 
         def may_start(history: LogReader) -> bool:
             self._suspect = is_suspect(history)
-            return not self._suspect or self._bench.quarantine.admit(self)
+            if self._suspect:
+                return self._bench.quarantine.admit(self)
+            self._bench.quarantine.release(self)  # another writer was quicker, and it brought tokens
+            return True
 
         redelivered = self._delivery.delivered > 1
         claim = await self._log.claim(started, may_start=may_start, redelivered=redelivered)

@@ -30,10 +30,10 @@ class Watch:
     def tick(self) -> bool:
         """Every ``TICK_S`` of a guardian that is awake: its own sleep, and the whole machine's, does not
         count against the worker. True: it hangs. Before it is ready it may load an engine for minutes."""
-        heard = self.line.beats > self._beats_seen
+        heard = self.line.beats > self._beats_seen or not self.was_ready
         self._beats_seen = self.line.beats
         self._silent_ticks = 0 if heard else self._silent_ticks + 1
-        self.hung = self.was_ready and self._silent_ticks * TICK_S >= self.patience_s
+        self.hung = self._silent_ticks * TICK_S >= self.patience_s
         return self.hung
 
     def owed(self) -> list[str]:
@@ -42,8 +42,9 @@ class Watch:
         return [] if self.hung else list(self.line.held)
 
     def owed_until_s(self, ack_wait_s: float) -> float:
-        """On the monotonic clock. The worker held its jobs three times in ack_wait, so until this much
-        after its last sign of life none can have been delivered to another worker."""
+        """On the monotonic clock. It held its jobs three times in ack_wait, so until this much after its last
+        sign of life none was delivered anew by time alone. Where only the guardian had no connection, the
+        watchers may have been quicker: a nak then hits the next writer, and costs one more change of worker."""
         return self.line.alive_s + ack_wait_s * 2 / 3
 
 
@@ -72,8 +73,8 @@ class Restarts:
         """``status``: of the process, negative for the signal that killed it. The first crash in a row costs
         no waiting, for most crashes are the first."""
         self._settled |= watch.was_ready
-        if stopping and status == -signal.SIGTERM and not watch.was_ready:
-            return Exit(0)  # our signal came before it could take any
+        if stopping and status in (-signal.SIGTERM, -signal.SIGKILL) and not watch.was_ready:
+            return Exit(0)  # it had nothing to finish, and may not have been able to listen
         if stopping or status == 0 or not self._settled:
             return Exit(status if status >= 0 else 128 - status)
         wait_s = self._backoff.crashed(ready_for_s)

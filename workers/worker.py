@@ -67,6 +67,7 @@ class Worker:
         async with asyncio.TaskGroup() as group:
             with _side_tasks(group) as start:
                 start(self._serve_http(), "http")
+                start(self._lifeline.beat(), "heartbeat")
                 connecting = Broker.connect(self._config.nats, name=f"worker {self.id}")
                 broker = await _unless(shutdown.requested, connecting)
                 if broker is None:
@@ -127,7 +128,6 @@ class Worker:
             start(publisher.run(), "publisher")
             start(self._keep_announcing(broker, info, model), "presence")
             pulling = start(puller.run(), "pull-jobs")
-            start(self._lifeline.beat(), "heartbeat")
             puller.set_free(info.slots)
             self._lifeline.ready(self.id)  # before it may pull: a job is nobody's else
             self.health = (True, "ready")

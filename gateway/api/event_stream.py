@@ -78,6 +78,8 @@ class EventStream(Response):
                 while updates := await self._reader.next():
                     if data := await off_loop(self._live, updates, partial(self._joined, updates)):
                         await self._write(send, data)
+            except HeadraceError as error:  # lost to this gateway: to be asked for again
+                await self._write(send, self._failed(error))
             except Exception:
                 log.exception("an event stream failed")
                 await self._write(send, self._failed(internal()))

@@ -123,6 +123,7 @@ class Link:
         self._site.notice("disconnected", {"url": connection.url, "code": code, "reason": reason})
         for lane, follower in connection.lanes.items():
             follower.state.lost(lane, now)
+        connection.lanes.clear()
         if unwanted:  # nothing to wait for
             self._fail_all(connection.refusal or ResponseError("connection_refused", reason, status=403))
         self._stirred.set()

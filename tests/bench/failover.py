@@ -1,9 +1,9 @@
 """``python -m tests.bench.failover``: how long a client waits when its worker goes, one fault at a time.
 
-Streams of the simulated engine flow through one gateway from three workers with free slots. One worker after
-the other is killed, loses its host (guardian and worker at once), hangs, or is drained; each answer is checked
-token by token, as in ``tests.chaos``. Prints a table and, with ``--json``, the same figures; beside the
-failovers it shows the longest silence of streams that nothing happened to: what the machine itself costs.
+Streams of the simulated engine flow through one gateway from three workers with free slots. One worker
+after the other is killed, loses its host (guardian and worker at once), hangs, or is drained; each answer
+is checked token by token, as in ``tests.chaos``. Prints a table and, with ``--json``, the same figures;
+beside the failovers the longest silence of streams that nothing happened to: what the machine itself costs.
 """
 
 from __future__ import annotations

@@ -20,6 +20,9 @@ from tests.chaos.world import Sizes
 
 ONCE = ("response.created", "response.output_item.added", "response.content_part.added", TEXT_DONE)
 LEASE_SLACK_MS = 4000.0
+RECONNECT_MS = (
+    6000.0  # tries to connect that began while the link was down take their whole timeouts, 2 s each
+)
 OUT_OF_REACH = "cancelled, its client out of reach for the grace time"
 
 
@@ -116,11 +119,12 @@ class Oracle:
 
     def _out_of_reach(self, call: Call, truth: Truth) -> bool:
         """Its client had hung up or was cut off, and trouble at the edge kept it from coming back in the
-        grace time. (A gateway that is cut off itself cannot tell the others of its client.)"""
+        grace time. (A gateway that is cut off itself cannot tell the others of its client; it did so a third
+        of the grace time ago at the latest.)"""
         assert truth.ended_ms is not None
         before = [seen.at_ms for seen in call.seen if seen.at_ms <= truth.ended_ms]
         since_ms = before[-1] if before else call.asked_ms
-        return truth.ended_ms - since_ms >= 900 * self.sizes.grace_s and any(
+        return truth.ended_ms - since_ms >= 600 * self.sizes.grace_s and any(
             fault.touches(since_ms, truth.ended_ms) and not fault.target.startswith(("worker", "valkey"))
             for fault in self.faults
         )
@@ -146,7 +150,10 @@ class Oracle:
         for fault in self.faults:
             of_it = fault.worker_id == attempt.worker or fault.target == "nats"
             if of_it and fault.touches(attempt.lost_ms - LEASE_SLACK_MS, attempt.last_stale_ms):
-                free_ms = max(free_ms, fault.healed_ms or attempt.last_stale_ms)
+                back_ms = (
+                    RECONNECT_MS if fault.kind.endswith(("off", "blackholed", "lost", "killed")) else 0.0
+                )
+                free_ms = max(free_ms, (fault.healed_ms or attempt.last_stale_ms) + back_ms)
         late_ms = attempt.last_stale_ms - free_ms
         if late_ms <= self.sizes.hold_s * 1000 + LEASE_SLACK_MS:
             return None

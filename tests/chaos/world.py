@@ -36,8 +36,8 @@ _SERVES = re.compile(r"\b(wk\S*) serves ")
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large a world, and how quick. ``relays``: each part reaches NATS through one, and can be cut off; they
-    cost time. ``mutant``: see ``mutants.py``."""
+    """How large a world, and how quick. ``relays``: each part reaches NATS through one, and can be cut off;
+    they cost time. ``mutant``: see ``mutants.py``."""
 
     gateways: int = 2
     workers: int = 3

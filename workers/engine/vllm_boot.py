@@ -155,6 +155,8 @@ def _set_environment(slots: int) -> None:
     environment = {
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
+        # A forked engine core would hold this process's sockets for as long as it takes to die.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         # One core is left to this process, the broker and the gateway; idle threads must not spin.
         "OMP_NUM_THREADS": str(max(1, cores - 1)),
         "OMP_WAIT_POLICY": "passive",

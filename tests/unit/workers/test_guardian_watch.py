@@ -41,6 +41,13 @@ def test_loading_an_engine_is_no_hang() -> None:
     assert not any(watch.tick() for _ in range(1000))
 
 
+def test_the_time_of_loading_does_not_count_when_it_is_ready() -> None:
+    watch = Watch(2.0)
+    assert not any(watch.tick() for _ in range(100))
+    watch.line.feed(READY)
+    assert ticks_until_hung(watch) == 2.0 / TICK_S
+
+
 def test_a_tiny_limit_does_not_kill_the_busy() -> None:
     assert ticks_until_hung(ready(0.01)) == 2.0 / TICK_S
 
