@@ -12,16 +12,15 @@ import logging
 from collections import deque
 from collections.abc import MutableMapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import msgspec
 
-from broker import jetstream, metrics, subjects, topology
+from broker import jetstream, metrics, topology
 from broker.connection import Broker, unix_ms
-from broker.jobs import JobDelivery, bury
+from broker.jobs import JobDelivery
 from broker.log_reader import LogReader
 from broker.log_writer import LogWriter
-from broker.replylog import FenceLost, ReplyLog, decode_stored
+from broker.replylog import FenceLost, ReplyLog
 from schemas import codec
 from schemas.errors import HeadraceError
 from schemas.ids import (
@@ -33,9 +32,10 @@ from schemas.ids import (
     parse_response_id,
     parse_token,
 )
-from schemas.job import PRIORITIES, DeadLetter, Job
-from schemas.reply import Closed, Failed, Finished, Handoff, Started, Timings, Usage
+from schemas.job import PRIORITIES, Job
+from schemas.reply import Closed, Failed, Finished, Started, Timings, Usage
 from workers import run_state as s
+from workers.burial import bury_job
 from workers.engine.base import Delta, Engine, EngineRequest, RequestEnd
 from workers.publisher import Outlet, Publisher
 from workers.quarantine import Quarantine, is_suspect
@@ -202,7 +202,9 @@ class Run:
                 metrics.ERRORS.labels(code=code).inc()
                 await self._log.close(Closed(reason=reason, code=code, message=message))
             case s.Bury(code, message):
-                await self._bury(code, message)
+                log.error("%s goes to the dead letters: %s: %s", self.response, code, message)
+                job, bench = self._delivery.delivery, self._bench
+                await bury_job(bench.broker, bench.model, self.response, job, self._known_log, code, message)
             case s.HandOff():
                 return await self._hand_off()
             case s.Ack():
@@ -304,20 +306,6 @@ class Run:
             log.warning("%s was not handed off, it waits for ack_wait: %s", self.response, error)
             return s.HandedOff(False)
 
-    async def _bury(self, code: str, message: str) -> None:
-        delivery = self._delivery.delivery
-        log.error("%s goes to the dead letters: %s: %s", self.response, code, message)
-        letter = DeadLetter(
-            response=self.response,
-            code=code,
-            message=message,
-            job=delivery.data,
-            job_subject=delivery.subject,
-            history=await self._history(),
-            died_unix_ms=unix_ms(),
-        )
-        await bury(self._bench.broker, self._bench.model, letter)
-
     # -- what the job and its delivery say ------------------------------------------------------------
 
     def _read_job(self) -> s.Event:
@@ -346,13 +334,6 @@ class Run:
             return s.JobUnreadable(reason, addressed=False)
         self._known_log = ReplyLog(self._bench.broker, gateway, self.response, session)
         return s.JobUnreadable(reason, addressed=True)
-
-    async def _history(self) -> tuple[str, ...]:
-        """The fences of the log, a line each; nothing where the log is not known."""
-        if self._known_log is None:
-            return ()
-        stored = jetstream.messages(self._bench.broker, subjects.REPLIES, self._log.fences_subject)
-        return tuple([_describe(item) async for item in stored])
 
     @property
     def _log(self) -> ReplyLog:
@@ -399,16 +380,3 @@ def response_of(delivery: JobDelivery) -> ResponseId:
         return parse_response_id(found)
     except HeadraceError:
         return ResponseId(f"unreadable-{hashlib.sha256(found.encode()).hexdigest()[:16]}")
-
-
-def _describe(item: jetstream.StoredMessage) -> str:
-    when = datetime.fromtimestamp(item.stored_unix_ms / 1000, UTC).isoformat(timespec="milliseconds")
-    match decode_stored(item):
-        case Started() as started:
-            return f"{when} attempt {started.attempt} by {started.worker}, delivery {started.delivered}"
-        case Handoff():
-            return f"{when} handed off"
-        case Closed() as closed:
-            return f"{when} closed: {closed.reason} {closed.code or ''}".rstrip()
-        case other:
-            return f"{when} {type(other).__name__}"

@@ -42,9 +42,9 @@ class Watch:
         return [] if self.hung else list(self.line.held)
 
     def owed_until_s(self, ack_wait_s: float) -> float:
-        """On the monotonic clock. It held its jobs three times in ack_wait, so until this much after its last
-        sign of life none was delivered anew by time alone. Where only the guardian had no connection, the
-        watchers may have been quicker: a nak then hits the next writer, and costs one more change of worker."""
+        """On the monotonic clock. It held its jobs three times in ack_wait, so until this much after its
+        last sign of life none was delivered anew by time alone. Where only the guardian had no connection,
+        the watchers may have been quicker: a nak then hits the next writer, and costs one more change."""
         return self.line.alive_s + ack_wait_s * 2 / 3
 
 
