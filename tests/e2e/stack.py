@@ -127,6 +127,12 @@ class Stack:
         os.kill(pid, sig)
         return pid
 
+    def kill_worker_process(self) -> None:
+        """kill -9 of what the first worker's guardian guards: the process with the engine."""
+        guardian = self.part("worker").pid
+        (child,) = Path(f"/proc/{guardian}/task/{guardian}/children").read_text().split()
+        os.kill(int(child), signal.SIGKILL)
+
     def wait_replaced(self, kind: str, pid: int, *, timeout_s: float = 30) -> Part:
         """The part that stands where the dead ``pid`` stood, once the gateway says it is ready again."""
         part = wait_until(

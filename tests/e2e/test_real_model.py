@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 from openai import AsyncOpenAI
 
+from gateway.client import Client
 from tests.e2e.stack import Stack
 
 MODEL = "SmolLM2-135M-Instruct"
@@ -119,3 +120,38 @@ async def test_sixteen_at_once_answer_as_one_alone(client: AsyncOpenAI) -> None:
     alone = [await answer(question) for question in questions]
     together = await asyncio.gather(*(answer(question) for question in questions * 4))
     assert together == alone * 4
+
+
+async def test_answers_go_on_as_if_their_worker_had_not_been_killed(real_stack: Stack) -> None:
+    """kill -9 of the process with the engine; the next one goes on in the middle of each answer."""
+    story = {"input": "Tell me a story about a river and a mill.", "max_output_tokens": 48, "min_tokens": 40}
+    requests = [
+        {**story, "temperature": 0},
+        {**story, "temperature": 0.9, "seed": 7},
+        {**story, "temperature": 0, "presence_penalty": 1.5},
+    ]
+    async with Client([real_stack.url], patience_s=300) as client:
+        whole = await asyncio.gather(*(client.respond(**request) for request in requests))
+        assert len({answer.text for answer in whole}) == len(requests)
+        flowing = asyncio.Barrier(len(requests) + 1)
+
+        async def stream(request: dict[str, object]) -> tuple[str, int]:
+            text, pieces = "", 0
+            async for event in client.stream(**request):
+                if event["type"] == "response.output_text.delta":
+                    text += event["delta"]
+                    pieces += 1
+                    if pieces == 6:
+                        await flowing.wait()
+                elif event["type"] in ("response.completed", "response.incomplete"):
+                    return text, event["response"]["usage"]["output_tokens"]
+            raise AssertionError("the stream has no end")
+
+        streams = [asyncio.create_task(stream(request)) for request in requests]
+        await flowing.wait()
+        real_stack.kill_worker_process()
+        cut = await asyncio.gather(*streams)
+    assert [text for text, _ in cut] == [answer.text for answer in whole]
+    assert [n for _, n in cut] == [answer.response["usage"]["output_tokens"] for answer in whole]
+    attempts = [line for line in real_stack.output().splitlines() if "attempt 2, continues after" in line]
+    assert len(attempts) == len(requests)

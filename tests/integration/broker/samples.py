@@ -6,6 +6,9 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from broker.connection import Broker
+from broker.log_writer import LogWriter
+from broker.replylog import ReplyLog
 from schemas.ids import (
     Fence,
     GatewayId,
@@ -17,7 +20,7 @@ from schemas.ids import (
     new_response_id,
 )
 from schemas.job import Job, Lane, Presentation, Priority
-from schemas.reply import Finished, Started, Tokens, Usage
+from schemas.reply import Finished, Started, Timings, Tokens, Usage
 from schemas.sampling import Sampling
 
 MODEL = model_token("demo", "1")
@@ -64,3 +67,23 @@ async def until(condition: Callable[[], bool], limit_s: float = 20.0) -> None:
     async with asyncio.timeout(limit_s):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+async def write_by_the_rules(writer_broker: Broker, reply_log: ReplyLog, total: int) -> None:
+    """A whole response, token by token: confirm now and then, rewind after a break."""
+    claim = await reply_log.claim(make_started())
+    assert claim.fence is not None
+    writer = LogWriter(claim.fence)
+    writer_broker.on_reconnect(writer.rewind)
+    for token in range(total):
+        writer.append([token])
+        tokens = writer.take()
+        assert tokens is not None
+        if token % 50:
+            await reply_log.send_tokens(tokens)
+        elif await reply_log.send_tokens_confirmed(tokens, 1.0):
+            writer.confirmed(tokens.offset + len(tokens.ids))
+        else:
+            writer.rewind()
+        await asyncio.sleep(0.0005)
+    await reply_log.end(writer.finished("stop", Usage(), Timings()))

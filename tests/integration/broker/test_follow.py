@@ -9,11 +9,17 @@ from collections.abc import AsyncIterator
 from broker import jetstream, subjects
 from broker.connection import Broker
 from broker.follow import MAX_WAITING, LogFollower
-from broker.log_writer import LogWriter
 from broker.replylog import ReplyLog
 from schemas.ids import ResponseId, new_response_id
-from schemas.reply import Finished, ReplyMessage, Timings, Usage
-from tests.integration.broker.samples import GATEWAY, SESSION, make_started, make_tokens, until
+from schemas.reply import Finished, ReplyMessage
+from tests.integration.broker.samples import (
+    GATEWAY,
+    SESSION,
+    make_started,
+    make_tokens,
+    until,
+    write_by_the_rules,
+)
 from tests.integration.conftest import NatsServer
 
 
@@ -54,26 +60,6 @@ async def stored(broker: Broker, response: ResponseId) -> list[tuple[int, int]]:
     return [(item.seq, item.stored_unix_ms) async for item in found]
 
 
-async def write(writer_broker: Broker, reply_log: ReplyLog, total: int) -> None:
-    """By the rules: confirm now and then, rewind after a break."""
-    claim = await reply_log.claim(make_started())
-    assert claim.fence is not None
-    writer = LogWriter(claim.fence)
-    writer_broker.on_reconnect(writer.rewind)
-    for token in range(total):
-        writer.append([token])
-        tokens = writer.take()
-        assert tokens is not None
-        if token % 50:
-            await reply_log.send_tokens(tokens)
-        elif await reply_log.send_tokens_confirmed(tokens, 1.0):
-            writer.confirmed(tokens.offset + len(tokens.ids))
-        else:
-            writer.rewind()
-        await asyncio.sleep(0.0005)
-    await reply_log.end(writer.finished("stop", Usage(), Timings()))
-
-
 async def test_all_that_is_stored_comes_once_and_in_order_whenever_one_joins(
     broker: Broker, nats_server: NatsServer
 ) -> None:
@@ -83,7 +69,7 @@ async def test_all_that_is_stored_comes_once_and_in_order_whenever_one_joins(
         stack.push_async_callback(writer_broker.close)
         reply_log = ReplyLog(writer_broker, GATEWAY, response, SESSION)
         followers = [await stack.enter_async_context(following(broker, response))]  # before there is a log
-        writing = asyncio.create_task(write(writer_broker, reply_log, 2000))
+        writing = asyncio.create_task(write_by_the_rules(writer_broker, reply_log, 2000))
         for joined in range(300, 1300, 200):
             await until(lambda joined=joined: len(followers[0].messages) > joined)  # type: ignore[misc]
             if joined in (500, 900):

@@ -11,13 +11,19 @@ import pytest
 
 from broker import jetstream, metrics
 from broker.connection import Broker
-from broker.log_writer import LogWriter
 from broker.replylog import ReplyLog
 from broker.tail import ReplyTail
 from schemas.errors import HeadraceError
 from schemas.ids import GatewayId, ResponseId, new_response_id
-from schemas.reply import Finished, ReplyMessage, Started, Timings, Usage
-from tests.integration.broker.samples import GATEWAY, SESSION, make_started, make_tokens, until
+from schemas.reply import Finished, ReplyMessage, Started
+from tests.integration.broker.samples import (
+    GATEWAY,
+    SESSION,
+    make_started,
+    make_tokens,
+    until,
+    write_by_the_rules,
+)
 from tests.integration.conftest import NatsServer
 
 
@@ -88,27 +94,9 @@ async def test_no_gap_and_no_duplicate_over_server_restarts(broker: Broker, nats
     reply_log = ReplyLog(writer_broker, GATEWAY, new_response_id(), SESSION)
     total = 3000
 
-    async def write() -> None:
-        claim = await reply_log.claim(make_started())
-        assert claim.fence is not None
-        writer = LogWriter(claim.fence)
-        writer_broker.on_reconnect(writer.rewind)
-        for token in range(total):
-            writer.append([token])
-            tokens = writer.take()
-            assert tokens is not None
-            if token % 50:
-                await reply_log.send_tokens(tokens)
-            elif await reply_log.send_tokens_confirmed(tokens, 1.0):
-                writer.confirmed(tokens.offset + len(tokens.ids))
-            else:
-                writer.rewind()
-            await asyncio.sleep(0.0005)
-        await reply_log.end(writer.finished("stop", Usage(), Timings()))
-
     try:
         async with tailing(broker, seen):
-            writing = asyncio.create_task(write())
+            writing = asyncio.create_task(write_by_the_rules(writer_broker, reply_log, total))
             for part in (1, 2, 3):
                 await until(lambda part=part: len(seen.messages) > part * 300)  # type: ignore[misc]
                 nats_server.kill()
