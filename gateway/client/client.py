@@ -218,12 +218,12 @@ def _response(terminal: JsonObject) -> JsonObject:
 
 
 def _socket_url(url: str) -> str:
+    """``http://host:8080`` to ``ws://host:8080/v1/responses``; addresses that go further are taken, too."""
     parts = urlsplit(url)
     if parts.scheme not in _SCHEMES or not parts.hostname:
         raise ValueError(f"not the address of a gateway: {url!r}")
-    return parts._replace(
-        scheme=_SCHEMES[parts.scheme], path=parts.path.rstrip("/") + "/v1/responses"
-    ).geturl()
+    base = parts.path.rstrip("/").removesuffix("/responses").removesuffix("/v1")
+    return parts._replace(scheme=_SCHEMES[parts.scheme], path=f"{base}/v1/responses").geturl()
 
 
 def _ignore(kind: str, detail: JsonObject) -> None:

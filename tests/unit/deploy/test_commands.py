@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from deploy import chat
 from deploy.commands import headrace
 from deploy.commands.config import masked
+from gateway.client.client import _socket_url
 
 HEAVY = ("torch", "vllm", "transformers", "nats", "redis", "fastapi", "uvicorn", "rich", "websockets")
 COMMANDS = ("up", "gateway", "worker", "model", "chat", "decode", "config", "version")
@@ -113,7 +113,7 @@ def test_secrets_are_not_shown(key: str, value: object, shown: str) -> None:
     ],
 )
 def test_the_gateway_s_socket_by_its_address(url: str, websocket: str) -> None:
-    assert chat.websocket_url(url) == websocket
+    assert _socket_url(url) == websocket
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8080", "ftp://h", "http://"])
