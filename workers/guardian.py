@@ -80,7 +80,11 @@ class Guardian:
         restarts = Restarts()
         while True:
             watch = self._watch = Watch(self._config.worker.hang_timeout_s)
-            status, ready_for_s = await self._live(watch, group)
+            try:
+                status, ready_for_s = await self._live(watch, group)
+            except OSError as error:  # no memory, no descriptor: it may pass
+                log.error("the worker process cannot be started: %s", error)
+                status, ready_for_s = 1, 0.0
             giving = group.create_task(self._give_back(watch), name="give-back")
             await asyncio.wait({giving}, timeout=NAK_FIRST_S)
             verdict = restarts.after(status, watch, ready_for_s, stopping=self._stopping.is_set())

@@ -202,6 +202,32 @@ async def test_a_response_of_another_gateway_can_be_cancelled(
         assert last["response"]["status"] == "cancelled"
 
 
+async def test_a_post_repeated_under_its_key_is_one_response(
+    served: Gateway, http: httpx.AsyncClient
+) -> None:
+    body = {"input": "only once", "max_output_tokens": 20}
+    key = {"idempotency-key": f"key {served.port}"}
+    first, second = await asyncio.gather(*(http.post("/v1/responses", json=body, headers=key) for _ in "ab"))
+    assert first.status_code == second.status_code == 200
+    assert first.json()["id"] == second.json()["id"]
+    assert first.json()["output"] == second.json()["output"]
+    other = await http.post("/v1/responses", json={**body, "input": "another"}, headers=key)
+    assert (other.status_code, other.json()["error"]["code"]) == (409, "idempotency_conflict")
+    chat = {"messages": [{"role": "user", "content": "only once"}], "max_tokens": 5}
+    ids = [
+        (await http.post("/v1/chat/completions", json=chat, headers={"idempotency-key": "chat"})).json()["id"]
+        for _ in range(2)
+    ]
+    assert ids[0] == ids[1] != first.json()["id"]
+    for wrong, headers, param in (
+        ({**body, "idempotency_key": "k"}, {}, "idempotency_key"),
+        (body, {"idempotency-key": ""}, "idempotency_key"),
+        (body, {"idempotency-key": "k" * 257}, "idempotency_key"),
+    ):
+        refused = await http.post("/v1/responses", json=wrong, headers=headers)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+
+
 async def ending(connection: websockets.ClientConnection) -> dict[str, Any]:
     while (event := json.loads(await connection.recv()))["type"] not in ENDINGS:
         pass
