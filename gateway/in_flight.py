@@ -194,11 +194,12 @@ class InFlight:
             await running
         except ApiError as error:  # of this log alone: the others go on
             log.error("%s cannot be followed: %s", live.response_id, error)
-            self._remove(entry)
+            if self._entry_of(live) is entry:
+                self._remove(entry)
         finally:
             for task in (running, catching_up):
                 task.cancel()
-            await asyncio.wait({running, catching_up})
+            await asyncio.gather(running, catching_up, return_exceptions=True)
 
     def _caught_up(self, entry: Entry) -> None:
         live = entry.live
