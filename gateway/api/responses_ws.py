@@ -8,7 +8,7 @@ other, all others at once; every event of a response carries its ``stream_id`` i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Annotated, Literal
 
@@ -112,7 +112,8 @@ class ResponsesSession:
             params, tenant=OPEN_TENANT, limits=self._front.limits, received_unix_ms=now_ms()
         )
         earlier = self._lanes.get(params.stream_id) if params.stream_id is not None else None
-        task = self._spawn(tasks, self._running, self._generate(generation, origin, earlier), origin)
+        generate = partial(self._generate, generation, origin, earlier)
+        task = self._spawn(tasks, self._running, generate, origin)
         if params.stream_id is not None:
             self._lanes[params.stream_id] = task
             task.add_done_callback(lambda done: self._leave_lane(str(params.stream_id), done))
@@ -125,7 +126,7 @@ class ResponsesSession:
             RESUMES.inc()
             await self._follow(live, origin, after=resume.starting_after)
 
-        self._spawn(tasks, self._running, resuming(), origin)
+        self._spawn(tasks, self._running, resuming, origin)
 
     def _cancel(self, tasks: asyncio.TaskGroup, raw: JsonObject, origin: Origin) -> None:
         """Whoever follows the response gets its ``response.incomplete``; here there is no answer. Not
@@ -135,18 +136,18 @@ class ResponsesSession:
         async def cancelling() -> None:
             await cancel(self._front, response_id)
 
-        self._spawn(tasks, self._cancelling, cancelling(), origin)
+        self._spawn(tasks, self._cancelling, cancelling, origin)
 
     def _spawn(
         self,
         tasks: asyncio.TaskGroup,
         among: set[asyncio.Task[None]],
-        work: Coroutine[None, None, None],
+        work: Callable[[], Coroutine[None, None, None]],
         origin: Origin,
     ) -> asyncio.Task[None]:
+        """``work`` is called by its task, which may be cancelled before it begins."""
         limit = self._front.limits.max_responses_per_connection
         if len(among) >= limit:
-            work.close()
             problem = f"This connection has {limit} requests of this kind running; wait for one to end."
             raise HeadraceError("too_many_responses", problem)
         task = tasks.create_task(self._or_error(work, origin), name="response")
@@ -158,9 +159,9 @@ class ResponsesSession:
         if self._lanes.get(lane) is task:
             del self._lanes[lane]
 
-    async def _or_error(self, work: Coroutine[None, None, None], origin: Origin) -> None:
+    async def _or_error(self, work: Callable[[], Coroutine[None, None, None]], origin: Origin) -> None:
         try:
-            await work
+            await work()
         except SocketClosed:
             raise
         except Exception as error:
