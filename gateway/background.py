@@ -24,15 +24,14 @@ class Background:
         """From now on tasks are made in ``group``; None: no more."""
         self._group = group
 
-    def spawn(self, work: Coroutine[object, object, None], name: str) -> asyncio.Task[None] | None:
-        """A bug in the work ends the process. None where the group is ending: so is its work."""
+    def spawn(self, work: Coroutine[object, object, None], name: str) -> None:
+        """A bug in the work ends the process. Nothing is begun where the group is ending: so is its work."""
         try:
             if self._group is None:
                 raise RuntimeError("not running")
             task = self._group.create_task(work, name=name)
         except RuntimeError:  # what a task group says when it is shutting down
             work.close()
-            return None
+            return
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return task

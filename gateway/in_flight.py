@@ -20,7 +20,7 @@ from gateway import closer
 from gateway.attendance import Attendance
 from gateway.background import Background
 from gateway.conversation import Opened
-from gateway.live import Live
+from gateway.live import Live, now_ms
 from gateway.meter import Meter
 from gateway.tokenizer import ChatTokenizer
 from gateway.watcher import Watcher
@@ -141,7 +141,7 @@ class InFlight:
     def begin(self, entry: Entry) -> None:
         """The job is stored: it may be found, and its times begin to count."""
         live = entry.live
-        live.accepted(time.time() * 1000)
+        live.accepted(now_ms())
         entry.settled.set()
         if live.end is None:
             self._set_deadline(entry)

@@ -15,7 +15,7 @@ from dataclasses import replace
 import msgspec
 from redis.asyncio import Redis
 
-from broker.connection import Broker, NoAnswer
+from broker.connection import Broker, NoAnswer, unix_ms
 from broker.jetstream import ApiError
 from broker.jobs import find_job, publish_job
 from broker.presence import Roster
@@ -223,7 +223,7 @@ class Pipeline:
                 built,
                 gateway=self.gateway,
                 secret=self._secret,
-                now_unix_ms=int(time.time() * 1000),
+                now_unix_ms=unix_ms(),
                 max_deadline_s=self._limits.deadline_s,
             )
             settled = True

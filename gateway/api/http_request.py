@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -16,7 +15,7 @@ from starlette.responses import Response
 from gateway.api.front import OPEN_TENANT, Front
 from gateway.api.parse_json import JsonObject, decode_object, too_large
 from gateway.generation import Ended, Generation
-from gateway.live import Live
+from gateway.live import Live, now_ms
 from schemas.errors import HeadraceError
 
 MAX_KEY = 256
@@ -56,10 +55,6 @@ def idempotency_key(request: Request) -> str | None:
         problem = f"Idempotency-Key: give 1 to {MAX_KEY} characters, or leave it out."
         raise HeadraceError("invalid_value", problem, param="idempotency_key")
     return key
-
-
-def now_ms() -> float:
-    return time.time() * 1000
 
 
 async def generate(

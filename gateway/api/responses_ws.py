@@ -18,7 +18,6 @@ from msgspec import Meta
 from broker.metrics import RESUMES
 from gateway.api.errors import coded
 from gateway.api.front import OPEN_TENANT, Front
-from gateway.api.http_request import now_ms
 from gateway.api.parse_json import JsonObject, to_request
 from gateway.api.parse_responses import parse_create, to_generation
 from gateway.api.parse_sampling import Label
@@ -27,7 +26,7 @@ from gateway.api.responses_view import attach, cancel, events_of
 from gateway.api.sockets import Socket, SocketClosed
 from gateway.api.token_logprobs import off_loop
 from gateway.generation import Generation, Update
-from gateway.live import Live
+from gateway.live import Live, now_ms
 from schemas.errors import HeadraceError
 
 _encoder = msgspec.json.Encoder()

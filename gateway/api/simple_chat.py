@@ -16,11 +16,11 @@ from starlette.responses import Response
 from gateway.api.chat_events import failure, finish_reason
 from gateway.api.errors import coded
 from gateway.api.front import OPEN_TENANT, Front
-from gateway.api.http_request import generate, give_up, now_ms, read_object, submit, until_ended
+from gateway.api.http_request import generate, give_up, read_object, submit, until_ended
 from gateway.api.parse_chat import Question, parse_question, question_generation
 from gateway.api.sockets import Socket, SocketClosed
 from gateway.generation import Ended
-from gateway.live import Live
+from gateway.live import Live, now_ms
 from schemas.errors import HeadraceError
 
 _NAMES = {"input": "query"}

@@ -13,8 +13,7 @@ import asyncio
 import json
 import random
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from tests.chaos.campaign import Campaign, campaign
 from tests.chaos.failover import Failover, percentiles
 from tests.chaos.faults import BY_NAME, Planned
 from tests.chaos.load import Load
-from tests.chaos.report import PARTS, clock
+from tests.chaos.report import PARTS, teller
 from tests.chaos.world import Sizes
 
 ANSWER = {"max_output_tokens": 500, "ignore_eos": True}
@@ -53,10 +52,7 @@ class SteadyLoad(Load):
 def main() -> int:
     args = _arguments()
     console = Console(soft_wrap=True, highlight=False)
-
-    def tell(line: str) -> None:
-        console.print(f"{clock(time.time() * 1000)}  {line}", markup=False)
-
+    tell = teller(console)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         found, undisturbed, violations = runner.run(_run(args, tell))
     figures = _figures(found, undisturbed)
@@ -66,8 +62,9 @@ def main() -> int:
     return 1 if violations else 0
 
 
-async def _run(args: argparse.Namespace, tell: object) -> tuple[list[Failover], list[float], int]:
-    assert callable(tell)
+async def _run(
+    args: argparse.Namespace, tell: Callable[[str], None]
+) -> tuple[list[Failover], list[float], int]:
     sizes = Sizes(
         gateways=1,
         workers=3,

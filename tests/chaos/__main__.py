@@ -7,24 +7,21 @@ import argparse
 import asyncio
 import json
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import uvloop
 from rich.console import Console
 
 from tests.chaos.campaign import campaign
-from tests.chaos.report import Report, clock
+from tests.chaos.report import Report, teller
 from tests.chaos.world import Sizes
 
 
 def main() -> int:
     args = _arguments()
     console = Console(soft_wrap=True, highlight=False)
-
-    def tell(line: str) -> None:
-        console.print(f"{clock(time.time() * 1000)}  {line}", markup=False)
-
+    tell = teller(console)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         report = runner.run(_run(args, tell))
     report.print(console)
@@ -33,8 +30,7 @@ def main() -> int:
     return 1 if report.violations else 0
 
 
-async def _run(args: argparse.Namespace, tell: object) -> Report:
-    assert callable(tell)
+async def _run(args: argparse.Namespace, tell: Callable[[str], None]) -> Report:
     sizes = Sizes(
         gateways=args.gateways,
         workers=args.workers,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -20,6 +20,7 @@ from tests.chaos.calls import DELTA
 from tests.chaos.checks import Violation
 from tests.chaos.failover import Failover, percentiles
 from tests.chaos.faults import Injected
+from tests.chaos.world import now_ms
 
 AROUND_MS = 3000.0
 PARTS = ("excess", "silence", "detect", "claim", "prefill")
@@ -139,6 +140,11 @@ async def timeline(broker: Broker, violation: Violation, faults: Sequence[Inject
                 if fault.healed_ms is not None:
                     entries.append((fault.healed_ms, f"HEALED {fault}"))
     return [f"{clock(at)}  {what}" for at, what in sorted(entries)]
+
+
+def teller(console: Console) -> Callable[[str], None]:
+    """Prints a line with the time before it."""
+    return lambda line: console.print(f"{clock(now_ms())}  {line}", markup=False)
 
 
 def clock(unix_ms: float) -> str:

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from broker import child
 from schemas.config import Nats, Sim
 from tests.chaos.proxy import Proxy
 from tests.integration.conftest import NatsServer, RedisServer, free_port
+from tests.process_tree import descendants
 
 READY_LIMIT_S = 60.0
 STOP_LIMIT_S = 25.0
@@ -119,7 +120,9 @@ class Part:
 
     def tree(self) -> list[int]:
         """Its process and all below it, parents first."""
-        return [] if self._process is None or self.exited is not None else list(_tree(self._process.pid))
+        if self._process is None or self.exited is not None:
+            return []
+        return [self._process.pid, *descendants(self._process.pid)]
 
     def engine(self) -> int | None:
         """The process that does the work: a worker's guardian has it as a child."""
@@ -161,13 +164,6 @@ class Part:
                         return True
                 await asyncio.sleep(0.1)
         return False
-
-
-def _tree(pid: int) -> Iterator[int]:
-    yield pid
-    with contextlib.suppress(OSError):
-        for child_pid in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            yield from _tree(int(child_pid))
 
 
 def send(pid: int | None, number: signal.Signals) -> None:

@@ -7,7 +7,6 @@ import asyncio
 import multiprocessing
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from schemas.ids import ResponseId
 from schemas.reply import TokenLogprobs
@@ -94,23 +93,6 @@ async def _stay(folder: str) -> None:
 def cores() -> set[int]:
     """The processes that engines of this process have started."""
     return {process.pid for process in multiprocessing.active_children() if process.pid is not None}
-
-
-def children(pid: int) -> set[int]:
-    """All descendants of a process."""
-    found: set[int] = set()
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, task.read_text().split()):
-            found |= {child} | children(child)
-    return found
-
-
-def alive(pid: int) -> bool:
-    """Not gone, and not a zombie that waits for its parent to look."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 if __name__ == "__main__":

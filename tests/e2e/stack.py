@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 import httpx
 
+from tests.process_tree import children
+
 T = TypeVar("T")
 
 
@@ -129,9 +131,8 @@ class Stack:
 
     def kill_worker_process(self) -> None:
         """kill -9 of what the first worker's guardian guards: the process with the engine."""
-        guardian = self.part("worker").pid
-        (child,) = Path(f"/proc/{guardian}/task/{guardian}/children").read_text().split()
-        os.kill(int(child), signal.SIGKILL)
+        (worker,) = children(self.part("worker").pid)
+        os.kill(worker, signal.SIGKILL)
 
     def wait_replaced(self, kind: str, pid: int, *, timeout_s: float = 30) -> Part:
         """The part that stands where the dead ``pid`` stood, once the gateway says it is ready again."""

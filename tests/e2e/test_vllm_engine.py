@@ -20,7 +20,8 @@ import pytest_asyncio
 
 from schemas.sampling import Sampling, StructuredOutput
 from tests.e2e import tiny_model
-from tests.e2e.engine_run import EngineRun, alive, children, cores
+from tests.e2e.engine_run import EngineRun, cores
+from tests.process_tree import descendants, is_running
 from workers.engine.base import EngineDead
 from workers.engine.vllm import VllmEngine
 from workers.models import resolve
@@ -296,7 +297,7 @@ async def test_a_core_that_stands_still_is_noticed_and_ended(run: EngineRun) -> 
         async with asyncio.timeout(30):
             await run.engine.failed()
     await run.engine.close()
-    assert not alive(run.core)
+    assert not is_running(run.core)
 
 
 async def test_a_start_that_is_given_up_leaves_no_process(tiny: Path) -> None:
@@ -310,7 +311,7 @@ async def test_a_start_that_is_given_up_leaves_no_process(tiny: Path) -> None:
     with pytest.raises(asyncio.CancelledError):
         await starting
     await engine.close()
-    assert not alive(core)
+    assert not is_running(core)
 
 
 async def test_the_canary_finds_an_idle_core_that_stands_still(tiny: Path) -> None:
@@ -323,7 +324,7 @@ async def test_the_canary_finds_an_idle_core_that_stands_still(tiny: Path) -> No
                 await engine.failed()
     finally:
         await engine.close()
-    assert not alive(run.core)
+    assert not is_running(run.core)
 
 
 # -- a real model -----------------------------------------------------------------------------------
@@ -366,7 +367,7 @@ async def test_a_killed_core_is_told_at_once(smollm2: EngineRun) -> None:
             await smollm2.engine.failed()
     assert running not in smollm2.ends  # another worker ends it
     await smollm2.engine.close()
-    assert not alive(smollm2.core)
+    assert not is_running(smollm2.core)
 
 
 # -- how its worker dies: in a process of its own, and last, since pytest keeps what the last test has logged
@@ -380,11 +381,11 @@ async def test_a_killed_worker_takes_its_engine_core_along(tiny: Path) -> None:
     assert worker.stdout is not None
     while (line := await worker.stdout.readline()) != b"ready\n":
         assert line
-    family = children(worker.pid)
+    family = set(descendants(worker.pid))
     assert family
     worker.kill()
     await worker.wait()
     give_up = time.monotonic() + 10
-    while any(map(alive, family)) and time.monotonic() < give_up:
+    while any(map(is_running, family)) and time.monotonic() < give_up:
         await asyncio.sleep(0.02)
-    assert [pid for pid in family if alive(pid)] == []
+    assert [pid for pid in family if is_running(pid)] == []

@@ -42,6 +42,7 @@ from schemas.reply import Finished, ReplyMessage
 from schemas.sampling import Sampling
 from tests.integration.conftest import free_port
 from tests.oracle import expected_of_job
+from tests.process_tree import children
 from workers.engine.sim_tokenizer import write_tokenizer
 from workers.worker import Worker
 
@@ -111,6 +112,13 @@ class Client:
     async def submit(self, *all_jobs: Job) -> None:
         for job in all_jobs:
             await jobs.publish_job(self.broker, job)
+
+    async def streams(self, count: int, max_tokens: int) -> list[Job]:
+        """Jobs of which each has tokens, and is far from its end."""
+        all_jobs = [self.job([n], max_tokens=max_tokens, ignore_eos=True, seed=n) for n in range(count)]
+        await self.submit(*all_jobs)
+        await until(lambda: all(self.tokens_of(job) > 20 for job in all_jobs))
+        return all_jobs
 
     def log(self, job: Job) -> ReplyLog:
         return ReplyLog(self.broker, job.gateway, job.response, job.session)
@@ -255,12 +263,13 @@ class Subprocess:
     @property
     def worker_pid(self) -> int:
         """Of the process under the guardian; 0 while there is none."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return int((children.read_text().split() or ["0"])[0])
+        return next(iter(children(self.process.pid)), 0)
 
     def signal_worker(self, number: signal.Signals) -> None:
         """To the process under the guardian."""
-        os.kill(self.worker_pid, number)
+        pid = self.worker_pid
+        assert pid, "there is no worker process; 0 would signal ourselves"
+        os.kill(pid, number)
 
     def end(self) -> None:
         if self.process.poll() is None:

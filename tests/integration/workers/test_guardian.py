@@ -10,11 +10,9 @@ from pathlib import Path
 import msgspec
 
 from broker.connection import Broker
-from schemas.job import Job
 from schemas.reply import Finished
 from tests.integration.conftest import NatsServer
 from tests.integration.workers.farm import (
-    Client,
     Subprocess,
     client,
     in_process,
@@ -22,28 +20,13 @@ from tests.integration.workers.farm import (
     subprocess_worker,
     until,
 )
+from tests.process_tree import is_running
 
 NEVER_S = 3600  # an ack_wait that no test waits for
 
 
-async def streams(tester: Client, count: int, max_tokens: int) -> list[Job]:
-    """Jobs of which each has tokens, and is far from its end."""
-    all_jobs = [tester.job([n], max_tokens=max_tokens, ignore_eos=True, seed=n) for n in range(count)]
-    await tester.submit(*all_jobs)
-    await until(lambda: all(tester.tokens_of(job) > 20 for job in all_jobs))
-    return all_jobs
-
-
 def arguments(pid: int) -> bytes:
     return Path(f"/proc/{pid}/cmdline").read_bytes()
-
-
-def is_running(pid: int) -> bool:
-    """A zombie that nobody has waited for yet runs no more."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 async def until_restarted(worker: Subprocess, old_pid: int) -> None:
@@ -58,7 +41,7 @@ async def test_jobs_of_a_killed_worker_go_on_elsewhere_at_once(
     async with client(broker, config, tmp_path) as tester:
         with subprocess_worker(config, tmp_path) as dying:
             await dying.until_health(200, "ready")
-            all_jobs = await streams(tester, 6, 600)
+            all_jobs = await tester.streams(6, 600)
             async with in_process(config):
                 killed = dying.worker_pid
                 dying.signal_worker(signal.SIGKILL)
@@ -82,7 +65,7 @@ async def test_a_lone_worker_takes_up_its_own_jobs_again_and_again(
     async with client(broker, config, tmp_path) as tester:
         with subprocess_worker(config, tmp_path) as dying:
             await dying.until_health(200, "ready")
-            all_jobs = await streams(tester, 3, 500)
+            all_jobs = await tester.streams(3, 500)
             for _ in range(2):
                 before, killed = [tester.tokens_of(job) for job in all_jobs], dying.worker_pid
                 dying.signal_worker(signal.SIGKILL)
@@ -119,7 +102,7 @@ async def test_a_worker_process_that_hangs_is_replaced(
     async with client(broker, config, tmp_path) as tester:
         with subprocess_worker(config, tmp_path) as hanging:
             await hanging.until_health(200, "ready")
-            (job,) = await streams(tester, 1, 300)
+            (job,) = await tester.streams(1, 300)
             hung = hanging.worker_pid
             hanging.signal_worker(signal.SIGSTOP)
             await until_restarted(hanging, hung)
@@ -141,7 +124,7 @@ async def test_a_guardian_that_was_stopped_blames_nobody(
             await worker.until_health(200, "ready")
             pid = worker.worker_pid
             worker.signal(signal.SIGSTOP)
-            (job,) = await streams(tester, 1, 600)  # 3 s
+            (job,) = await tester.streams(1, 600)  # 3 s
             await tester.until_ended(job)
             worker.signal(signal.SIGCONT)
             worker.signal(signal.SIGTERM)
@@ -157,7 +140,7 @@ async def test_the_second_signal_ends_a_long_drain(
     async with client(broker, config, tmp_path) as tester:
         with subprocess_worker(config, tmp_path) as leaving:
             await leaving.until_health(200, "ready")
-            (job,) = await streams(tester, 1, 1000)
+            (job,) = await tester.streams(1, 1000)
             leaving.signal(signal.SIGTERM)
             await leaving.until_health(503, "draining")
             leaving.signal(signal.SIGTERM)
@@ -193,7 +176,7 @@ async def test_jobs_are_given_back_as_soon_as_the_broker_is_back(
     async with client(broker, config, tmp_path) as tester:
         with subprocess_worker(config, tmp_path) as dying:
             await dying.until_health(200, "ready")
-            all_jobs = await streams(tester, 3, 800)
+            all_jobs = await tester.streams(3, 800)
             nats_server.kill()
             killed = dying.worker_pid
             dying.signal_worker(signal.SIGKILL)

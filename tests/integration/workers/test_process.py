@@ -71,9 +71,7 @@ async def test_a_host_that_is_gone_and_another_goes_on_exactly(
     async with client(broker, config, tmp_path) as tester:
         with subprocess_worker(config, tmp_path) as dying:
             await dying.until_health(200, "ready")
-            all_jobs = [tester.job([n], max_tokens=800, ignore_eos=True, seed=n) for n in range(6)]
-            await tester.submit(*all_jobs)
-            await until(lambda: all(tester.tokens_of(job) > 20 for job in all_jobs))
+            all_jobs = await tester.streams(6, 800)
             dying.signal(signal.SIGKILL)  # the guardian, and with it its worker: only ack_wait is left
             await dying.until_exit()
         async with in_process(config):
