@@ -11,6 +11,7 @@ from typing import Literal
 
 from schemas.ids import ResponseId, TenantId
 from schemas.job import Priority
+from schemas.quota import UNLIMITED, Quota
 from schemas.reply import FinishReason, Timings, TokenLogprobs, Usage
 from schemas.sampling import Sampling
 
@@ -51,6 +52,7 @@ class Generation:
     echo: str = "{}"
     idempotency_key: str | None = None
     traceparent: str | None = None
+    quota: Quota = UNLIMITED
     received_unix_ms: float = 0.0  # when the request's bytes were here; edge time counts from it
 
 

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from gateway.api import chat_completions, errors, ops, responses_http, simple_chat
-from gateway.api.front import Front
+from gateway.api.front import Front, caller_of
 from gateway.api.guard import Guard, Seats, is_loopback
 from gateway.api.http_request import ClientGone
 from gateway.api.page_files import PageFiles
@@ -24,6 +24,7 @@ from gateway.api.parse_responses import ResponseCreate
 from gateway.api.responses_ws import ResponsesSession
 from gateway.api.simple_chat import SimpleChatSession
 from gateway.api.sockets import Socket, accept
+from gateway.caller import Caller
 from schemas.errors import HeadraceError
 
 TITLE = "Headrace gateway"
@@ -85,12 +86,12 @@ def _responses(app: FastAPI, front: Front) -> None:
         return await responses_http.retrieve(front, request, response_id)
 
     @app.post("/v1/responses/{response_id}/cancel")
-    async def cancel_response(response_id: str) -> Response:
-        return await responses_http.cancel(front, response_id)
+    async def cancel_response(request: Request, response_id: str) -> Response:
+        return await responses_http.cancel(front, request, response_id)
 
     @app.websocket("/v1/responses")
     async def responses_socket(websocket: WebSocket) -> None:
-        await _attend(front, websocket, lambda socket: ResponsesSession(front, socket))
+        await _attend(front, websocket, ResponsesSession)
 
 
 def _chats(app: FastAPI, front: Front) -> None:
@@ -104,7 +105,7 @@ def _chats(app: FastAPI, front: Front) -> None:
 
     @app.websocket("/ws/chat")
     async def chat_socket(websocket: WebSocket) -> None:
-        await _attend(front, websocket, lambda socket: SimpleChatSession(front, socket))
+        await _attend(front, websocket, SimpleChatSession)
 
 
 def _ops(app: FastAPI, front: Front) -> None:
@@ -148,12 +149,14 @@ def _nothing_else(app: FastAPI) -> None:
         await websocket.send_denial_response(errors.http_answer(problem))
 
 
-async def _attend(front: Front, websocket: WebSocket, session_of: Callable[[Socket], Session]) -> None:
+async def _attend(
+    front: Front, websocket: WebSocket, session_of: Callable[[Front, Socket, Caller], Session]
+) -> None:
     """A WebSocket from its handshake to its end."""
     await accept(websocket)
     socket = Socket(websocket, front.limits.max_message_bytes)
     with front.attending(socket):
-        await session_of(socket).run()
+        await session_of(front, socket, caller_of(websocket)).run()
 
 
 def _takes(schema: str) -> dict[str, Any]:

@@ -10,17 +10,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from starlette.requests import HTTPConnection
+
 from broker.metrics import CONNECTIONS
 from gateway.api.token_logprobs import Spellings
+from gateway.caller import LOCAL, Caller
 from gateway.pipeline import Pipeline
 from schemas.config import Gateway
 from schemas.errors import HeadraceError
-from schemas.ids import TenantId
 
 if TYPE_CHECKING:
     from gateway.api.sockets import Socket
 
-OPEN_TENANT = TenantId("local")  # everyone, where no authentication is configured
+_CALLER = "headrace.caller"  # in the ASGI scope
 
 
 class Front:
@@ -106,3 +108,10 @@ class Front:
             socket.going_away(time_left_ms=round(left_s * 1000))
         if self._gone:
             socket.hang_up()
+
+
+def caller_of(connection: HTTPConnection) -> Caller:
+    """Whom the outer layers have found to be asking."""
+    caller = connection.scope.get(_CALLER, LOCAL)
+    assert isinstance(caller, Caller)
+    return caller

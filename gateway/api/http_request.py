@@ -12,7 +12,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.api.front import OPEN_TENANT, Front
+from gateway.api.front import Front, caller_of
 from gateway.api.parse_json import JsonObject, decode_object, too_large
 from gateway.generation import Ended, Generation
 from gateway.live import Live, now_ms
@@ -69,7 +69,10 @@ async def generate(
     """A parsed request's answer: ``stream`` if the client asked for one, else ``answer`` of its end.
     ``names``: as for ``submit``. Raises ``HeadraceError``, ``ClientGone``."""
     generation = to_generation(
-        tenant=OPEN_TENANT, limits=front.limits, received_unix_ms=now_ms(), traceparent=traceparent(request)
+        caller=caller_of(request),
+        limits=front.limits,
+        received_unix_ms=now_ms(),
+        traceparent=traceparent(request),
     )
     generation = replace(generation, idempotency_key=idempotency_key(request))
     with front.answering():

@@ -14,10 +14,10 @@ from msgspec import Meta
 from gateway.api.parse_json import JsonObject, to_request
 from gateway.api.parse_sampling import Label, Metadata, SamplingFields, TokenLimit
 from gateway.api.responses_object import Echo
+from gateway.caller import Caller
 from gateway.generation import ChatMessage, Generation
 from schemas.config import Gateway
 from schemas.errors import HeadraceError
-from schemas.ids import TenantId
 from schemas.sampling import Sampling
 
 SIMPLE_TEMPERATURE = 0.3  # the simple chat has no knobs, and at 1 a small model rambles
@@ -106,7 +106,7 @@ def parse_question(raw: JsonObject) -> Question:
 def chat_generation(
     chat: ChatCompletion,
     *,
-    tenant: TenantId,
+    caller: Caller,
     limits: Gateway,
     received_unix_ms: float,
     traceparent: str | None = None,
@@ -132,7 +132,8 @@ def chat_generation(
     )
     return Generation(
         api="chat",
-        tenant=tenant,
+        tenant=caller.tenant,
+        quota=caller.quota,
         model=chat.model or "",
         messages=messages,
         sampling=chat.sampling(
@@ -150,14 +151,15 @@ def chat_generation(
 def question_generation(
     question: Question,
     *,
-    tenant: TenantId,
+    caller: Caller,
     limits: Gateway,
     received_unix_ms: float,
     traceparent: str | None = None,
 ) -> Generation:
     return Generation(
         api="simple",
-        tenant=tenant,
+        tenant=caller.tenant,
+        quota=caller.quota,
         model="",
         messages=(ChatMessage("user", question.query),),
         sampling=Sampling(max_tokens=limits.default_max_tokens, temperature=SIMPLE_TEMPERATURE),

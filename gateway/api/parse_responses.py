@@ -14,10 +14,11 @@ from msgspec import Meta
 from gateway.api.parse_json import JsonObject, to_request
 from gateway.api.parse_sampling import IdempotencyKey, Label, Metadata, SamplingFields, TokenLimit
 from gateway.api.responses_object import Echo
+from gateway.caller import Caller
 from gateway.generation import ChatMessage, Generation
 from schemas.config import Gateway
 from schemas.errors import HeadraceError
-from schemas.ids import ResponseId, TenantId, parse_response_id
+from schemas.ids import ResponseId, parse_response_id
 
 UNSUPPORTED = {
     "access_programs": "leave it out",
@@ -112,7 +113,7 @@ def parse_create(raw: JsonObject) -> ResponseCreate:
 def to_generation(
     create: ResponseCreate,
     *,
-    tenant: TenantId,
+    caller: Caller,
     limits: Gateway,
     received_unix_ms: float,
     traceparent: str | None = None,
@@ -132,7 +133,8 @@ def to_generation(
     max_tokens = create.max_output_tokens or limits.default_max_tokens
     return Generation(
         api="responses",
-        tenant=tenant,
+        tenant=caller.tenant,
+        quota=caller.quota,
         model=create.model or "",
         messages=_messages(create),
         sampling=create.sampling(max_tokens, logprobs=_logprobs(create)),

@@ -13,7 +13,7 @@ from broker.metrics import RESUMES
 from gateway.api import responses_object
 from gateway.api.errors import of_end
 from gateway.api.event_stream import EventStream
-from gateway.api.front import Front
+from gateway.api.front import Front, caller_of
 from gateway.api.http_request import generate, json_answer, read_object, until_ended
 from gateway.api.parse_json import unknown_parameter
 from gateway.api.parse_responses import parse_create, to_generation
@@ -56,7 +56,7 @@ async def _answer(front: Front, live: Live, end: Ended) -> responses_object.Resp
 async def retrieve(front: Front, request: Request, response_id: str) -> Response:
     """``?stream=true&starting_after=N``: the events behind number N, of a response of any gateway."""
     after = _asked_after(request.query_params)
-    live = await attach(front, response_id)
+    live = await attach(front, caller_of(request), response_id)
     if after is None:
         return json_answer(await snapshot(front, live), live)
     RESUMES.inc()
@@ -95,11 +95,12 @@ def _truth(query: QueryParams, name: str) -> bool:
     return value
 
 
-async def cancel(front: Front, response_id: str) -> Response:
+async def cancel(front: Front, request: Request, response_id: str) -> Response:
     """Answers when the response has ended; cancelling what has ended changes nothing."""
     with front.answering(new=False):
-        await cancel_response(front, response_id)
-        live = await attach(front, response_id)
+        caller = caller_of(request)
+        await cancel_response(front, caller, response_id)
+        live = await attach(front, caller, response_id)
         await until_ended(live)
         return json_answer(await snapshot(front, live), live)
 

@@ -5,25 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gateway.api.front import OPEN_TENANT, Front
+from gateway.api.front import Front
 from gateway.api.responses_events import ResponseEvents
 from gateway.api.responses_object import OutputText, Response, Status, ended, head, running
 from gateway.api.token_logprobs import Spelling, off_loop, show
+from gateway.caller import Caller
 from gateway.live import Live
 from schemas.errors import HeadraceError
 from schemas.ids import parse_response_id
 
 
-async def attach(front: Front, response_id: str) -> Live:
+async def attach(front: Front, caller: Caller, response_id: str) -> Live:
     """A response of any gateway. Raises ``HeadraceError``: response_not_found, broker_unavailable."""
     with _about_the_id():
-        return await front.pipeline.attach(parse_response_id(response_id), OPEN_TENANT)
+        return await front.pipeline.attach(parse_response_id(response_id), caller.tenant)
 
 
-async def cancel(front: Front, response_id: str) -> None:
+async def cancel(front: Front, caller: Caller, response_id: str) -> None:
     """It ends soon, or has ended. Raises as ``attach``."""
     with _about_the_id():
-        await front.pipeline.cancel(parse_response_id(response_id), OPEN_TENANT)
+        await front.pipeline.cancel(parse_response_id(response_id), caller.tenant)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from broker.metrics import RESUMES
 from gateway.api.errors import coded
-from gateway.api.front import OPEN_TENANT, Front
+from gateway.api.front import Front
 from gateway.api.parse_json import JsonObject, to_request
 from gateway.api.parse_responses import parse_create, to_generation
 from gateway.api.parse_sampling import Label
@@ -25,6 +25,7 @@ from gateway.api.responses_events import Event, ResponseEvents, seen_tokens
 from gateway.api.responses_view import attach, cancel, events_of
 from gateway.api.sockets import Socket, SocketClosed
 from gateway.api.token_logprobs import off_loop
+from gateway.caller import Caller
 from gateway.generation import Generation, Update
 from gateway.live import Live, now_ms
 from schemas.errors import HeadraceError
@@ -60,8 +61,9 @@ class Origin(msgspec.Struct, frozen=True):
 
 
 class ResponsesSession:
-    def __init__(self, front: Front, socket: Socket) -> None:
+    def __init__(self, front: Front, socket: Socket, caller: Caller) -> None:
         self._front = front
+        self._caller = caller
         self._socket = socket
         self._running: set[asyncio.Task[None]] = set()  # bounded: beyond it, too_many_responses
         self._cancelling: set[asyncio.Task[None]] = set()  # bounded likewise
@@ -108,7 +110,7 @@ class ResponsesSession:
             problem = "A WebSocket carries events only: leave stream out."
             raise HeadraceError("unsupported_parameter", problem, param="stream")
         generation = to_generation(
-            params, tenant=OPEN_TENANT, limits=self._front.limits, received_unix_ms=now_ms()
+            params, caller=self._caller, limits=self._front.limits, received_unix_ms=now_ms()
         )
         earlier = self._lanes.get(params.stream_id) if params.stream_id is not None else None
         generate = partial(self._generate, generation, origin, earlier)
@@ -121,7 +123,7 @@ class ResponsesSession:
         resume = to_request(raw, Resume)
 
         async def resuming() -> None:
-            live = await attach(self._front, resume.response_id)
+            live = await attach(self._front, self._caller, resume.response_id)
             RESUMES.inc()
             await self._follow(live, origin, after=resume.starting_after)
 
@@ -133,7 +135,7 @@ class ResponsesSession:
         response_id = to_request(raw, Cancel).response_id
 
         async def cancelling() -> None:
-            await cancel(self._front, response_id)
+            await cancel(self._front, self._caller, response_id)
 
         self._spawn(tasks, self._cancelling, cancelling, origin)
 

@@ -15,10 +15,11 @@ from starlette.responses import Response
 
 from gateway.api.chat_events import failure, finish_reason
 from gateway.api.errors import coded
-from gateway.api.front import OPEN_TENANT, Front
+from gateway.api.front import Front
 from gateway.api.http_request import generate, give_up, read_object, submit, until_ended
 from gateway.api.parse_chat import Question, parse_question, question_generation
 from gateway.api.sockets import Socket, SocketClosed
+from gateway.caller import Caller
 from gateway.generation import Ended
 from gateway.live import Live, now_ms
 from schemas.errors import HeadraceError
@@ -58,8 +59,9 @@ class SimpleChatSession:
     """Questions of one WebSocket are answered in their order: a user's next one may need the last answer.
     As many may wait as ``gateway.max_responses_per_connection``; beyond, too_many_responses."""
 
-    def __init__(self, front: Front, socket: Socket) -> None:
+    def __init__(self, front: Front, socket: Socket, caller: Caller) -> None:
         self._front = front
+        self._caller = caller
         self._socket = socket
         self._questions: asyncio.Queue[Question] = asyncio.Queue(front.limits.max_responses_per_connection)
         self._live: Live | None = None  # what is being answered
@@ -101,7 +103,7 @@ class SimpleChatSession:
     async def _ask(self, question: Question) -> Answer:
         began_s = time.perf_counter()
         generation = question_generation(
-            question, tenant=OPEN_TENANT, limits=self._front.limits, received_unix_ms=now_ms()
+            question, caller=self._caller, limits=self._front.limits, received_unix_ms=now_ms()
         )
         with self._front.answering():
             self._live = await submit(self._front, generation, _NAMES)

@@ -11,23 +11,24 @@ import pytest
 from gateway.api.parse_chat import chat_generation, parse_chat, parse_question, question_generation
 from gateway.api.parse_json import decode_object
 from gateway.api.parse_responses import parse_create, to_generation
+from gateway.caller import Caller
 from gateway.generation import ChatMessage, Generation
 from schemas.config import Gateway
 from schemas.errors import HeadraceError
 from schemas.ids import TenantId, new_response_id
 
-TENANT = TenantId("t")
+CALLER = Caller(TenantId("t"))
 LIMITS = Gateway()
 
 
 def responses(**fields: Any) -> Generation:
     create = parse_create(decode_object(json.dumps(fields)))
-    return to_generation(create, tenant=TENANT, limits=LIMITS, received_unix_ms=1.0)
+    return to_generation(create, caller=CALLER, limits=LIMITS, received_unix_ms=1.0)
 
 
 def chat(**fields: Any) -> Generation:
     parsed = parse_chat(decode_object(json.dumps(fields)))
-    return chat_generation(parsed, tenant=TENANT, limits=LIMITS, received_unix_ms=1.0)
+    return chat_generation(parsed, caller=CALLER, limits=LIMITS, received_unix_ms=1.0)
 
 
 def nested(depth: int) -> list[Any]:
@@ -380,7 +381,7 @@ class TestChat:
 class TestSimpleChat:
     def test_the_user_names_the_conversation(self) -> None:
         question = parse_question({"user_id": "u1", "query": "hello"})
-        generation = question_generation(question, tenant=TENANT, limits=LIMITS, received_unix_ms=1.0)
+        generation = question_generation(question, caller=CALLER, limits=LIMITS, received_unix_ms=1.0)
         assert generation.messages == (ChatMessage("user", "hello"),)
         assert generation.conversation == "user/u1"
 
