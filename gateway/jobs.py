@@ -78,5 +78,10 @@ def request_digest(generation: Generation) -> str:
         generation.deadline_s,
         generation.store,
         generation.echo,
+        generation.prompt_ids,
+        generation.special_tokens,
+        generation.template_options,
+        generation.speaker,
+        generation.sibling,
     )
     return hashlib.sha256(_encoder.encode(asked)).hexdigest()[:32]

@@ -22,6 +22,7 @@ from broker.presence import Roster
 from broker.replylog import ReplyLog
 from broker.tail import ReplyTail
 from gateway import closer, meter, prompt
+from gateway.abilities import check_abilities
 from gateway.background import Background
 from gateway.catalog import Catalog, ModelCard
 from gateway.conversation import Conversations, Opened
@@ -32,7 +33,6 @@ from gateway.jobs import make_job, request_digest
 from gateway.live import Live
 from gateway.meter import Meter
 from gateway.tokenizer import ChatTokenizer
-from gateway.vocabulary import check_token_ids
 from schemas.config import Config
 from schemas.errors import HeadraceError
 from schemas.ids import (
@@ -182,7 +182,7 @@ class Pipeline:
             self._admit()
             card = self._catalog.resolve(generation.model)
             model = card.name
-            check_token_ids(generation.sampling, card.vocab_size)
+            check_abilities(generation, card)
             tokenizer = await self._catalog.tokenizer(card)
             return await self._open(generation, response, card, tokenizer)
         except HeadraceError:

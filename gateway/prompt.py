@@ -5,7 +5,9 @@ Pure, and slow for long prompts: callers run it in a thread (``tokenizers`` rele
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
@@ -15,6 +17,8 @@ from gateway.tokenizer import ChatTokenizer
 from schemas.errors import HeadraceError
 from schemas.ids import ModelToken
 from schemas.sampling import Sampling
+
+Render = Callable[[list[ChatMessage]], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,28 +92,31 @@ def fit(generation: Generation, prompt_tokens: int, max_model_len: int, default_
 def _encode(
     tokenizer: ChatTokenizer, model: ModelToken, generation: Generation, context: Context
 ) -> list[int]:
+    if generation.prompt_ids:
+        return list(generation.prompt_ids)
     if generation.api == "completions":
         text = "".join(message.content for message in generation.messages)
-        return tokenizer.encode(text, add_special_tokens=True)
+        return tokenizer.encode(text, add_special_tokens=generation.special_tokens)
+    render = partial(tokenizer.render, options=generation.template_options)
     system, said = split_system(generation.messages)
     same_system = system is None or system == context.system
     if context.ids and context.model == model and same_system:
-        suffix = extension(tokenizer, context, said)
+        suffix = extension(render, context, said)
         if suffix is not None:
             return [*context.ids, *tokenizer.encode(context.tail + suffix)]
     if system is not None:
         context = msgspec.structs.replace(context, system=system)
-    return tokenizer.encode(tokenizer.render([*context.messages(), *said]))
+    return tokenizer.encode(render([*context.messages(), *said], speaker=generation.speaker))
 
 
-def extension(tokenizer: ChatTokenizer, context: Context, said: tuple[ChatMessage, ...]) -> str | None:
+def extension(render: Render, context: Context, said: tuple[ChatMessage, ...]) -> str | None:
     """The text between the last answer's end and where the assistant speaks again: what the template puts
     behind an answer, and the new turn. None where the template shows earlier turns otherwise than it did
     (it drops the reasoning of old answers, moves the system message, …)."""
     earlier = context.messages()
     answer = earlier.pop().content
-    head = tokenizer.render(earlier)
-    whole = tokenizer.render([*context.messages(), *said])
+    head = render(earlier)
+    whole = render([*context.messages(), *said])
     if not whole.startswith(head):
         return None
     rest = whole[len(head) :]

@@ -19,13 +19,15 @@ import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from gateway.generation import ChatMessage
+from gateway.generation import ChatMessage, Speaker, TemplateOptions
 from gateway.text import Detokenizer
 from schemas.errors import HeadraceError
 
 log = logging.getLogger(__name__)
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+_BREAK = "\ue000headrace-goes-on-here\ue000"  # stands where a message is to be continued, and is cut off
+TEMPLATE_NAMES = frozenset({"messages", "tools", "documents", "add_generation_prompt", *_SPECIAL_NAMES})
 
 
 class ChatTokenizer:
@@ -56,17 +58,32 @@ class ChatTokenizer:
     def has_template(self) -> bool:
         return self._template is not None
 
-    def render(self, messages: Sequence[ChatMessage]) -> str:
-        """The prompt's text, up to where the assistant begins to speak. Raises ``HeadraceError`` where the
+    def render(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        options: TemplateOptions = (),
+        speaker: Speaker = "assistant",
+    ) -> str:
+        """The prompt's text, up to where the ``speaker`` goes on. Raises ``HeadraceError`` where the
         template refuses the messages (roles that do not alternate, no system role, …) or fails on them."""
         if self._template is None:
             raise HeadraceError(
                 "invalid_request", "This model has no chat template: use /v1/completions.", param="model"
             )
         shown = [{"role": self._role(message), "content": message.content} for message in messages]
+        if speaker == "last":
+            shown[-1]["content"] += _BREAK
         try:
-            return self._template.render(
-                messages=shown, tools=None, documents=None, add_generation_prompt=True, **self._special
+            text = self._template.render(
+                {
+                    **dict(options),
+                    "messages": shown,
+                    "tools": None,
+                    "documents": None,
+                    "add_generation_prompt": speaker == "assistant",
+                    **self._special,
+                }
             )
         except jinja2.TemplateError as error:
             raise _refused(f"does not take these messages: {error}") from error
@@ -74,6 +91,12 @@ class ChatTokenizer:
             kind = type(error).__name__  # its text may quote the messages, or us
             log.warning("a chat template failed with %s", kind)
             raise _refused(f"fails on these messages ({kind}): change their roles or content.") from error
+        if speaker != "last":
+            return text
+        before, broken, _ = text.rpartition(_BREAK)
+        if not broken:
+            raise _refused("does not show the last message as it is, so that it cannot be continued.")
+        return before
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """``add_special_tokens`` for text that no template has put them into. Releases the GIL."""

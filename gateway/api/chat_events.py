@@ -5,11 +5,12 @@ Types: ``openai.types.chat.ChatCompletion`` and ``ChatCompletionChunk``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import msgspec
 
+from gateway.api.choices import Tally
 from gateway.api.errors import http_body, of_end
 from gateway.api.token_logprobs import Spelling, show
 from gateway.generation import Ended, Text, Update
@@ -109,8 +110,8 @@ def completion(
 
 
 class ChatChunks:
-    """One stream's chunks. The role goes out with the first text, so that a client that takes its first
-    chunk for the first token measures what it means to."""
+    """One choice's chunks; the last of all choices ends the stream. The role goes out with the first text, so
+    that a client that takes its first chunk for the first token measures what it means to."""
 
     def __init__(
         self,
@@ -121,13 +122,23 @@ class ChatChunks:
         *,
         include_usage: bool,
         include_logprobs: bool,
+        index: int = 0,
+        tally: Tally | None = None,
+        so_far: Callable[[], Usage] | None = None,
+        structure: str = "",
     ) -> None:
+        """``tally``: of all choices, where there are several. ``so_far``: the usage, where every chunk
+        is to tell it. ``structure``: as in ``failure``."""
         self._id = chat_id(response)
         self._created_s = created_s
         self._model = model
         self._spelling = spelling
         self._include_usage = include_usage
         self._include_logprobs = include_logprobs
+        self._index = index
+        self._tally = tally or Tally(1, choices=1)
+        self._so_far = so_far
+        self._structure = structure
         self._role_sent = False
 
     def feed(self, update: Update) -> bytes:
@@ -141,22 +152,29 @@ class ChatChunks:
 
     def _text(self, update: Text) -> bytes:
         logprobs = self._logprobs(update.token_ids, update.logprobs)
-        return self._role() + self._chunk([ChunkChoice(Delta(content=update.text), logprobs=logprobs)])
+        return self._role() + self._choice(Delta(content=update.text), logprobs=logprobs)
 
     def _end(self, end: Ended) -> bytes:
         reason = finish_reason(end)
         if reason is None:
-            return b"data: " + http_body(failure(end)) + b"\n\n" + DONE
-        frames = self._role() + self._chunk([ChunkChoice(Delta(), reason)])
+            return b"data: " + http_body(failure(end, self._structure)) + b"\n\n" + DONE
+        frames = self._role() + self._choice(Delta(), reason)
+        used = self._tally.add(self._index, end.usage)
+        if used is None:
+            return frames
         if self._include_usage:
-            frames += self._chunk([], usage(end.usage))
+            frames += self._chunk([], usage(used))
         return frames + DONE
 
     def _role(self) -> bytes:
         if self._role_sent:
             return b""
         self._role_sent = True
-        return self._chunk([ChunkChoice(Delta(role="assistant", content=""))])
+        return self._choice(Delta(role="assistant", content=""))
+
+    def _choice(self, delta: Delta, reason: str | None = None, logprobs: Logprobs | None = None) -> bytes:
+        used = usage(self._so_far()) if self._so_far is not None else None
+        return self._chunk([ChunkChoice(delta, reason, logprobs, self._index)], used)
 
     def _chunk(self, choices: list[ChunkChoice], used: CompletionUsage | None = None) -> bytes:
         chunk = Chunk(
@@ -172,8 +190,12 @@ class ChatChunks:
         return Logprobs(show(ids, given, self._spelling)) if self._include_logprobs else None
 
 
-def failure(end: Ended) -> HeadraceError:
-    return of_end("cancelled" if end.outcome == "cancelled" else end.code, end.message)
+def failure(end: Ended, structure: str = "") -> HeadraceError:
+    """``structure``: the field that asked for structured output, which an engine refuses by itself."""
+    problem = of_end("cancelled" if end.outcome == "cancelled" else end.code, end.message)
+    if structure and problem.code == "engine_rejected":
+        return HeadraceError(problem.code, problem.message, param=structure)
+    return problem
 
 
 def usage(used: Usage) -> CompletionUsage:

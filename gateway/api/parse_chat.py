@@ -11,11 +11,15 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from gateway.api import parse_extras
+from gateway.api.parse_extras import ExtraFields, prepared, refuse_unserved
 from gateway.api.parse_json import JsonObject, to_request
-from gateway.api.parse_sampling import Label, Metadata, SamplingFields, TokenLimit
+from gateway.api.parse_sampling import Label, Metadata, TokenLimit
+from gateway.api.parse_structured import of_chat_fields
 from gateway.api.responses_object import Echo
 from gateway.caller import Caller
-from gateway.generation import ChatMessage, Generation
+from gateway.generation import ChatMessage, Generation, Speaker, TemplateOptions
+from gateway.tokenizer import TEMPLATE_NAMES
 from schemas.config import Gateway
 from schemas.errors import HeadraceError
 from schemas.sampling import Sampling
@@ -23,23 +27,41 @@ from schemas.sampling import Sampling
 SIMPLE_TEMPERATURE = 0.3  # the simple chat has no knobs, and at 1 a small model rambles
 _TOOLS = "tools are not served"
 UNSUPPORTED = {
+    **parse_extras.UNSUPPORTED,
+    "add_special_tokens": "the chat template brings them",
     "audio": "only text is served",
     "function_call": _TOOLS,
+    "chat_template": "the model's own is used; chat_template_kwargs sets its options",
+    "documents": "put them into a message",
+    "echo": "send it with continue_final_message and put the parts together",
     "functions": _TOOLS,
-    "guided_choice": "structured output is not served",
-    "guided_json": "structured output is not served",
-    "guided_regex": "structured output is not served",
+    "media_io_kwargs": "only text is served",
     "modalities": "only text is served",
     "moderation": "moderate before or after the call",
     "prediction": "leave it out",
     "prompt_cache_options": "prefix caching is automatic",
     "prompt_cache_retention": "prefix caching is automatic",
+    "return_prompt_text": "leave it out",
     "reasoning_effort": "reasoning settings are not served",
-    "structured_outputs": "structured output is not served",
     "verbosity": "leave it out",
     "web_search_options": _TOOLS,
 }
+NEUTRAL = {
+    **parse_extras.NEUTRAL,
+    "add_special_tokens": False,
+    "echo": False,
+    "return_prompt_text": False,
+}
 _UNSUPPORTED_IN_MESSAGES = ("audio", "function_call", "name", "refusal", "tool_calls", "tool_call_id")
+
+
+TemplateFields = Annotated[
+    dict[
+        Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}\Z")],
+        bool | Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)] | Annotated[str, Meta(max_length=256)],
+    ],
+    Meta(max_length=16),
+]
 
 
 class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,32 +74,20 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     content: str | list[TextPart]
 
 
-class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    include_usage: bool | None = None
-    include_obfuscation: Literal[False] | None = None
-
-
-class ResponseFormat(msgspec.Struct, frozen=True):
-    type: str
-
-
-class ChatCompletion(SamplingFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ChatCompletion(ExtraFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     messages: Annotated[list[Message], Meta(min_length=1)]
-    model: Label | None = None
     max_completion_tokens: TokenLimit | None = None
     max_tokens: TokenLimit | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: TemplateFields | None = None
     metadata: Metadata | None = None
     store: bool | None = None
-    user: Label | None = None
     safety_identifier: Label | None = None
     prompt_cache_key: Label | None = None
-    n: int | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     parallel_tool_calls: bool | None = None
-    response_format: ResponseFormat | None = None
     service_tier: str | None = None
     tool_choice: str | dict[str, Any] | None = None
     tools: list[Any] | None = None
@@ -94,7 +104,8 @@ def parse_chat(raw: JsonObject) -> ChatCompletion:
     """Raises ``HeadraceError``; see ``parse_json`` for the codes."""
     if "messages" in raw:
         raw = {**raw, "messages": _served(raw["messages"])}
-    chat = to_request(raw, ChatCompletion, unsupported=UNSUPPORTED)
+    chat = to_request(prepared(raw, NEUTRAL), ChatCompletion, unsupported=UNSUPPORTED)
+    refuse_unserved(chat)
     _refuse_unserved(chat)
     return chat
 
@@ -137,8 +148,12 @@ def chat_generation(
         model=chat.model or "",
         messages=messages,
         sampling=chat.sampling(
-            given or limits.default_max_tokens, logprobs=chat.top_logprobs or 0 if chat.logprobs else None
+            given or limits.default_max_tokens,
+            logprobs=chat.top_logprobs or 0 if chat.logprobs else None,
+            structured=of_chat_fields(chat)[0],
         ),
+        template_options=_template_options(chat.chat_template_kwargs or {}),
+        speaker=_speaker(chat),
         max_tokens_given=given is not None,
         stop=chat.stop_strings(),
         store=False,
@@ -171,6 +186,23 @@ def question_generation(
     )
 
 
+def _template_options(given: dict[str, str | int | bool]) -> TemplateOptions:
+    for name in given:
+        if name in TEMPLATE_NAMES:
+            param = f"chat_template_kwargs.{name}"
+            raise HeadraceError("unsupported_parameter", f"{param} is the gateway's to set.", param=param)
+    return tuple(given.items())
+
+
+def _speaker(chat: ChatCompletion) -> Speaker:
+    if not chat.continue_final_message:
+        return "nobody" if chat.add_generation_prompt is False else "assistant"
+    if chat.add_generation_prompt is not False:
+        problem = "continue_final_message needs add_generation_prompt: false."
+        raise HeadraceError("invalid_request", problem, param="continue_final_message")
+    return "last"
+
+
 def _served(messages: object) -> object:
     """Messages without the nulls that SDKs write for what they do not use, and refusals, by name, of
     message fields, roles and content parts that exist at OpenAI but are not served."""
@@ -200,11 +232,6 @@ def _unsupported(param: str, instead: str) -> HeadraceError:
 
 def _refuse_unserved(chat: ChatCompletion) -> None:
     refused = {
-        "n": (chat.n not in (None, 1), "send one request for each choice"),
-        "response_format": (
-            chat.response_format is not None and chat.response_format.type != "text",
-            "structured output is not served; use {'type': 'text'}",
-        ),
         "store": (chat.store is True, "answers are not kept to be listed later; leave it out"),
         "service_tier": (chat.service_tier not in (None, "auto", "default"), "use 'auto'"),
         "tool_choice": (chat.tool_choice not in (None, "auto", "none"), _TOOLS),
@@ -217,8 +244,6 @@ def _refuse_unserved(chat: ChatCompletion) -> None:
             )
     if chat.top_logprobs is not None and not chat.logprobs:
         raise HeadraceError("invalid_request", "top_logprobs needs logprobs: true.", param="top_logprobs")
-    if chat.stream_options is not None and not chat.stream:
-        raise HeadraceError("invalid_request", "stream_options needs stream: true.", param="stream_options")
 
 
 def _text(content: str | list[TextPart]) -> str:

@@ -13,7 +13,8 @@ from msgspec import Meta
 
 from gateway.api.parse_json import JsonObject, to_request
 from gateway.api.parse_sampling import IdempotencyKey, Label, Metadata, SamplingFields, TokenLimit
-from gateway.api.responses_object import Echo
+from gateway.api.parse_structured import of_output_format, refuse_other_formats
+from gateway.api.responses_object import Echo, OutputFormat, TextFormat
 from gateway.caller import Caller
 from gateway.generation import ChatMessage, Generation
 from schemas.config import Gateway
@@ -59,14 +60,8 @@ class ConversationRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     id: Label
 
 
-class TextFormat(msgspec.Struct, frozen=True):
-    """Of the other formats' fields nothing is read: they are refused by their type."""
-
-    type: str
-
-
 class TextConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    format: TextFormat | None = None
+    format: OutputFormat | None = None
     verbosity: str | None = None
 
 
@@ -105,6 +100,8 @@ class ResponseCreate(SamplingFields, frozen=True, kw_only=True, forbid_unknown_f
 def parse_create(raw: JsonObject) -> ResponseCreate:
     """Raises ``HeadraceError``; see ``parse_json`` for the codes."""
     _refuse_other_items(raw.get("input"))
+    if isinstance(text := raw.get("text"), dict):
+        refuse_other_formats(text.get("format"), "text.format")
     create = to_request(raw, ResponseCreate, unsupported=UNSUPPORTED)
     _refuse_unserved(create)
     return create
@@ -131,13 +128,14 @@ def to_generation(
     if conversation == "":
         raise HeadraceError("invalid_value", "conversation: name it, or leave it out.", param="conversation")
     max_tokens = create.max_output_tokens or limits.default_max_tokens
+    structured = of_output_format(_format(create))
     return Generation(
         api="responses",
         tenant=caller.tenant,
         quota=caller.quota,
         model=create.model or "",
         messages=_messages(create),
-        sampling=create.sampling(max_tokens, logprobs=_logprobs(create)),
+        sampling=create.sampling(max_tokens, logprobs=_logprobs(create), structured=structured),
         max_tokens_given=create.max_output_tokens is not None,
         stop=create.stop_strings(),
         conversation=conversation,
@@ -181,7 +179,6 @@ def _refuse_unserved(create: ResponseCreate) -> None:
         "generate": (create.generate is False, "leave it out"),
         "include": (bool(set(create.include or ()) - {LOGPROBS}), f"only {LOGPROBS!r} is"),
         "service_tier": (create.service_tier not in (None, "auto", "default"), "use 'auto'"),
-        "text.format": (text.format is not None and text.format.type != "text", "use {'type': 'text'}"),
         "text.verbosity": (text.verbosity is not None, "leave it out"),
         "tool_choice": (create.tool_choice not in (None, "auto", "none"), "tools are not served; use 'auto'"),
         "tools": (bool(create.tools), "tools are not served"),
@@ -237,5 +234,13 @@ def _previous(given: str | None) -> ResponseId | None:
 
 
 def _echo(create: ResponseCreate) -> Echo:
-    given = {name: value for name in Echo.__struct_fields__ if (value := getattr(create, name)) is not None}
-    return Echo(**given)
+    given = {
+        name: value
+        for name in Echo.__struct_fields__
+        if name != "format" and (value := getattr(create, name)) is not None
+    }
+    return Echo(**given, format=_format(create) or TextFormat())
+
+
+def _format(create: ResponseCreate) -> OutputFormat | None:
+    return None if create.text is None else create.text.format
