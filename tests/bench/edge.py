@@ -36,12 +36,11 @@ from rich.table import Table
 
 from gateway.client import Client
 from tests.bench.far_link import far_link
+from tests.bench.layout import gateway, servers, sim_environ, sim_worker, until_answers
 from tests.chaos.failover import percentiles
-from tests.integration.conftest import NatsServer, RedisServer, free_port
-from tests.integration.gateway.processes import Process
+from tests.integration.conftest import free_port
 
 NAIVE, FAR, NEAR = "naive", "headrace, far gateway", "headrace, near gateway"
-READY_LIMIT_S = 40.0
 POPULAR = "Why is the sky blue?"
 
 
@@ -137,9 +136,9 @@ def _summary(answers: Sequence[Answered]) -> dict[str, Any]:
 async def _naive(folder: Path, args: argparse.Namespace) -> AsyncIterator[Ask]:
     port = free_port()
     command = [sys.executable, "-m", "tests.bench.naive_service", str(port)]
-    service = await asyncio.create_subprocess_exec(*command, env={**os.environ, **_sim(args)})
+    service = await asyncio.create_subprocess_exec(*command, env={**os.environ, **sim_environ(_sim(args))})
     try:
-        await _until_answers(f"http://127.0.0.1:{port}/chat", {405})
+        await until_answers(f"http://127.0.0.1:{port}/chat", {405})
         async with far_link(port, args.delay_ms / 1000) as far:
 
             async def ask(question: Question, temperature: float) -> Answered:
@@ -172,8 +171,9 @@ async def _naive(folder: Path, args: argparse.Namespace) -> AsyncIterator[Ask]:
 @asynccontextmanager
 async def _far(folder: Path, args: argparse.Namespace) -> AsyncIterator[Ask]:
     async with AsyncExitStack() as stack:
-        nats, redis = await _servers(stack, folder, args)
-        port = await _gateway(stack, folder, nats.url, redis.url)
+        nats, redis = await servers(stack, folder)
+        await sim_worker(stack, folder, nats, _sim(args))
+        _, port = await gateway(stack, folder, nats.url, redis.url)
         far = await stack.enter_async_context(far_link(port, args.delay_ms / 1000))
         client = await stack.enter_async_context(Client([f"http://127.0.0.1:{far}"]))
         yield _asker(client)
@@ -182,66 +182,21 @@ async def _far(folder: Path, args: argparse.Namespace) -> AsyncIterator[Ask]:
 @asynccontextmanager
 async def _near(folder: Path, args: argparse.Namespace) -> AsyncIterator[Ask]:
     async with AsyncExitStack() as stack:
-        nats, redis = await _servers(stack, folder, args)
+        nats, redis = await servers(stack, folder)
+        await sim_worker(stack, folder, nats, _sim(args))
         far = await stack.enter_async_context(far_link(nats.port, args.delay_ms / 1000))
-        port = await _gateway(stack, folder, f"nats://127.0.0.1:{far}", redis.url)
+        _, port = await gateway(stack, folder, f"nats://127.0.0.1:{far}", redis.url)
         client = await stack.enter_async_context(Client([f"http://127.0.0.1:{port}"]))
         yield _asker(client)
 
 
-async def _servers(
-    stack: AsyncExitStack, folder: Path, args: argparse.Namespace
-) -> tuple[NatsServer, RedisServer]:
-    nats, redis = NatsServer(folder / "nats"), RedisServer(folder / "redis")
-    for server in (nats, redis):
-        await asyncio.to_thread(server.start)
-        stack.callback(server.stop)
-    environ = {
-        "HEADRACE_NATS__URL": nats.url,
-        "HEADRACE_WORKER__ENGINE": "sim",
-        "HEADRACE_WORKER__PORT": "0",
-        **_sim(args),
-    }
-    worker = Process("workers.guardian", folder / "worker.log", environ)
-    stack.callback(worker.end)
-    return nats, redis
-
-
-async def _gateway(stack: AsyncExitStack, folder: Path, nats_url: str, redis_url: str) -> int:
-    port = free_port()
-    environ = {
-        "HEADRACE_NATS__URL": nats_url,
-        "HEADRACE_REDIS__URL": redis_url,
-        "HEADRACE_SECURITY__SECRET": "a secret of this benchmark",
-        "HEADRACE_GATEWAY__PORT": str(port),
-    }
-    gateway = Process("gateway.main", folder / "gateway.log", environ)
-    stack.push_async_callback(asyncio.to_thread, gateway.end)
-    await _until_answers(f"http://127.0.0.1:{port}/readyz", {200})
-    return port
-
-
-def _sim(args: argparse.Namespace) -> Mapping[str, str]:
-    settings = {
+def _sim(args: argparse.Namespace) -> Mapping[str, object]:
+    return {
         "slots": args.slots,
         "inter_token_ms": args.inter_token_ms,
         "prefill_base_ms": args.prefill_ms,
         "mean_output_tokens": 0,  # lengths are the questions'
     }
-    return {f"HEADRACE_SIM__{name.upper()}": str(value) for name, value in settings.items()}
-
-
-async def _until_answers(url: str, statuses: set[int]) -> None:
-    give_up_s = time.monotonic() + READY_LIMIT_S
-    async with httpx.AsyncClient(verify=False) as http:
-        while time.monotonic() < give_up_s:
-            try:
-                if (await http.get(url)).status_code in statuses:
-                    return
-            except httpx.TransportError:
-                pass
-            await asyncio.sleep(0.05)
-    raise TimeoutError(f"{url} does not answer")
 
 
 def _asker(client: Client) -> Ask:
