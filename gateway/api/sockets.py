@@ -14,15 +14,15 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from gateway.api.errors import socket_event
 from gateway.api.parse_json import JsonObject, decode_object, too_large
+from gateway.auth.shown import open_subprotocol
 from schemas.errors import HeadraceError
 
 SERVICE_RESTART = 1012  # close code: come back at once
 
 
 async def accept(websocket: WebSocket) -> None:
-    """A browser that offers subprotocols gets the first back, or it would hang up."""
-    offered = websocket.scope.get("subprotocols") or [None]
-    await websocket.accept(subprotocol=offered[0])
+    """A browser that offers subprotocols gets one back, or it would hang up; never a credential."""
+    await websocket.accept(subprotocol=open_subprotocol(websocket.scope.get("subprotocols") or ()))
 
 
 class SocketClosed(Exception):
