@@ -17,6 +17,7 @@ from broker.metrics import CONNECTIONS
 from gateway.api.token_logprobs import Spellings
 from gateway.auth.grant import Grant
 from gateway.caller import LOCAL, Caller
+from gateway.live import Live, LiveReader
 from gateway.pipeline import Pipeline
 from schemas.config import Gateway
 from schemas.errors import HeadraceError
@@ -36,6 +37,7 @@ class Front:
         self.sockets: set[Socket] = set()
         self.connections = 0
         self.spellings = Spellings()
+        self._readers: set[LiveReader] = set()
         self._serving = 0  # requests that have an answer to finish
         self._idle = asyncio.Event()
         self._idle.set()
@@ -76,7 +78,7 @@ class Front:
         """Around each answer, so that a drain waits until it is written. Raises ``going_away`` for a new
         one; what was accepted before a drain began is answered."""
         if new and self.draining:
-            raise HeadraceError("going_away", "This gateway is shutting down; connect again.")
+            raise _going()
         self._serving += 1
         self._idle.clear()
         try:
@@ -85,6 +87,19 @@ class Front:
             self._serving -= 1
             if self._serving == 0:
                 self._idle.set()
+
+    def reader(self, live: Live, from_token: int = 0) -> LiveReader:
+        """For an answer over HTTP, until ``leave``. When a drain's time is up it ends with going_away: the
+        response goes on in the queue, and its client may ask for it elsewhere."""
+        reader = live.reader(from_token)
+        self._readers.add(reader)
+        if self._gone:
+            reader.lose(_going())
+        return reader
+
+    def leave(self, reader: LiveReader) -> None:
+        self._readers.discard(reader)
+        reader.close()
 
     def ready(self) -> tuple[bool, str]:
         return (False, "shutting down") if self.draining else self.pipeline.ready()
@@ -101,6 +116,8 @@ class Front:
                 await self.pipeline.drain()
                 await self._idle.wait()
         self._gone = True
+        for reader in self._readers:
+            reader.lose(_going())
         for socket in self.sockets:
             self._tell(socket)
 
@@ -122,6 +139,10 @@ def grant_of(connection: HTTPConnection) -> Grant:
     grant = connection.scope[_GRANT]
     assert isinstance(grant, Grant)
     return grant
+
+
+def _going() -> HeadraceError:
+    return HeadraceError("going_away", "This gateway is shutting down; connect again.")
 
 
 def caller_of(connection: HTTPConnection) -> Caller:

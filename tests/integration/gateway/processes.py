@@ -40,6 +40,10 @@ class Process:
         return self._log.read_text()
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def running(self) -> bool:
         return self._process.poll() is None
 
@@ -48,10 +52,6 @@ class Process:
 
     def wait(self, limit_s: float = 20) -> int:
         return self._process.wait(limit_s)
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
 
     def end(self) -> None:
         if self.running:
