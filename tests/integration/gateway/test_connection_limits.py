@@ -21,8 +21,11 @@ import websockets
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from starlette.types import Receive, Scope, Send
 
 from gateway.connection_limits import MAX_FRAGMENTS
+from gateway.server import bind, make_server
+from schemas.config import Gateway as GatewaySection
 from tests.integration.conftest import NatsServer, RedisServer
 from tests.integration.gateway.processes import Gateway, gateway, worker
 
@@ -301,6 +304,49 @@ async def test_pings_whose_pongs_are_not_read_hold_no_memory(strict: Gateway) ->
         sent = await asyncio.to_thread(send_all_it_takes, client, [ping] * 1500)
     assert sent < 90 * MB, "it took them all"
     assert rss_bytes(strict.pid) - before < 16 * MB
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+async def test_an_answer_that_is_not_read_is_cut_off(certificate: tuple[Path, Path], tls: bool) -> None:
+    """On the server alone, in this process: an application that would never stop writing."""
+    gone = asyncio.Event()
+    written = 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal written
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        watching = asyncio.create_task(until_gone(receive))
+        while not watching.done():
+            await send({"type": "http.response.body", "body": b"x" * 65_536, "more_body": True})
+            written += 65_536
+            await asyncio.sleep(0)
+        gone.set()
+
+    async def until_gone(receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    cert, key = map(str, certificate) if tls else ("", "")
+    config = GatewaySection(port=0, slow_reader_s=0.5, tls_cert=cert, tls_key=key)
+    trusting = ssl.create_default_context(cafile=cert) if tls else None
+    with bind(config) as listener:
+        server = make_server(app, config)
+        serving = asyncio.create_task(server.serve([listener]))
+        try:
+            while not server.started:
+                await asyncio.sleep(0.01)
+            port = listener.getsockname()[1]
+            _, writer = await asyncio.open_connection(
+                "127.0.0.1", port, ssl=trusting, server_hostname="localhost" if tls else None, limit=4096
+            )
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            async with asyncio.timeout(LIMIT_S):
+                await gone.wait()
+            assert written < 32 * MB
+            writer.transport.abort()
+        finally:
+            server.should_exit = True
+            await serving
 
 
 # -- TLS ---------------------------------------------------------------------------------------------
