@@ -9,6 +9,7 @@ weighs nothing), none for the pongs that a client asks for and does not read.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 
+from broker.settings import ConfigError
 from gateway.api.errors import http_answer
 from gateway.auth.shown import address_of_host, is_loopback_host
 from schemas.config import Gateway
@@ -36,21 +38,26 @@ class OpenConnections:
     have twice as many as it may use, so that the one too many can be told why."""
 
     def __init__(self, limits: Gateway) -> None:
+        """Raises ``ConfigError``."""
         self._most = limits.max_connections + SPARE_CONNECTIONS
         self._most_of_one = 2 * limits.max_connections_per_address
-        self._exempt = bool(limits.trusted_proxies)  # then addresses are the proxies'
+        self._proxies = [_network(text) for text in limits.trusted_proxies]
         self._of: Counter[str] = Counter()
         self._all = 0
 
     def take(self, host: str) -> str | None:
         """What to give back; None where there are too many."""
         address = address_of_host(host)
-        limited = self._most_of_one and not self._exempt and not is_loopback_host(host)
+        limited = self._most_of_one and not (is_loopback_host(host) or self._is_proxy(host))
         if self._all >= self._most or (limited and self._of[address] >= self._most_of_one):
             return None
         self._all += 1
         self._of[address] += 1
         return address
+
+    def _is_proxy(self, host: str) -> bool:
+        """It comes for many; whom it comes for is counted by the requests."""
+        return bool(self._proxies) and any(ipaddress.ip_address(host) in proxies for proxies in self._proxies)
 
     def give_back(self, address: str) -> None:
         self._all -= 1
@@ -318,6 +325,13 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         self.handle_parser_exception()
         self.disconnected = True  # whoever waits to send is let go, and told so
         self.writable.set()
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError as error:
+        raise ConfigError(f"gateway.trusted_proxies: {error}") from None
 
 
 def _head_too_large(most: int) -> HeadraceError:

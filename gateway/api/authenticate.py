@@ -51,12 +51,16 @@ class Authenticate:
         return scope["type"] == "http" and (path in _EVERYONES or path.startswith(_ASSETS))
 
     async def _while_it_counts(self, grant: Grant, scope: Scope, receive: Receive, send: Send) -> None:
-        loop = asyncio.get_running_loop()
         until = grant.until_unix_s
         last = _Last(send)
+
+        def show_out() -> None:
+            if not limit.expired():  # or its time is up in this moment, too
+                limit.reschedule(asyncio.get_running_loop().time())
+
         try:
             async with asyncio.timeout(until - time.time() if until else None) as limit:
-                with self._door.inside(grant, lambda: limit.reschedule(loop.time())):
+                with self._door.inside(grant, show_out):
                     await self._app(scope, receive, last.send)
         except TimeoutError:
             if not limit.expired():

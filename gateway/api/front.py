@@ -134,6 +134,10 @@ def admitted(scope: Scope, grant: Grant) -> None:
     scope[_GRANT], scope[_CALLER] = grant, grant.caller
 
 
+def is_admitted(connection: HTTPConnection) -> bool:
+    return _GRANT in connection.scope
+
+
 def grant_of(connection: HTTPConnection) -> Grant:
     """Of a request that was let in with one: where nobody is authenticated there is none."""
     grant = connection.scope[_GRANT]

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from gateway.api.errors import http_answer, socket_event
-from gateway.api.front import Front, caller_of
+from gateway.api.front import Front, caller_of, is_admitted
 from gateway.api.sockets import accept
 from gateway.auth.shown import address_of, is_loopback_host
 from schemas.errors import HeadraceError
@@ -82,11 +82,12 @@ class Seats:
         connection = HTTPConnection(scope)
         host = connection.client.host if connection.client is not None else ""
         address = "" if is_loopback_host(host) else address_of(connection)
+        tenant = caller_of(connection).tenant if is_admitted(connection) else ""
         try:
             with (
                 self._front.connected(),
                 self._of_address.seat(address),
-                self._of_tenant.seat(caller_of(connection).tenant),
+                self._of_tenant.seat(tenant),
             ):
                 await self._app(scope, receive, send)
         except HeadraceError as error:

@@ -83,6 +83,8 @@ class Door:
 
     async def _read(self, shown: str) -> Grant:
         now_unix_s = time.time()
+        if not shown.isascii():
+            raise refused(_WRONG)
         if shown.startswith(PREFIX):
             return self._read_key(shown, now_unix_s)
         if shown.startswith(browser_token.PREFIX):

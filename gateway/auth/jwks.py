@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import urllib.error
 import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import jwt
 from jwt import PyJWKSet
 
 from broker.settings import ConfigError
@@ -83,7 +81,7 @@ class Jwks:
     async def _fetch(self) -> None:
         try:
             self._keys = await asyncio.to_thread(_download, self._url)
-        except (OSError, ValueError, jwt.PyJWTError) as error:
+        except Exception as error:  # whatever an issuer answers, it must not end a gateway
             log.warning("the keys at %s cannot be fetched, those known still count: %s", self._url, error)
         finally:
             self._fetched_at_s = asyncio.get_running_loop().time()
@@ -110,7 +108,7 @@ def _of_file(path: str) -> dict[str | None, object]:
         if text.lstrip().startswith("{"):
             return _of_set(text)
         return {None: _of_pem(text)}
-    except (OSError, ValueError, jwt.PyJWTError) as error:
+    except Exception as error:  # PyJWT raises many things for a key that it cannot read
         raise ConfigError(f"auth.jwt_keys: {path}: {error}") from None
 
 

@@ -22,7 +22,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 
 from deploy.commands import headrace
+from gateway.auth.jwks import Jwks
 from gateway.client import Client, ResponseError
+from schemas.errors import HeadraceError
 from tests.integration.conftest import NatsServer, RedisServer
 from tests.integration.gateway.processes import Gateway, Process, gateway
 
@@ -460,3 +462,22 @@ async def test_an_address_and_a_tenant_have_only_so_many_connections(
         async with websockets.connect(url, additional_headers=at("203.0.113.2")) as seventh:
             assert "tenant" in json.loads(await seventh.recv())["error"]["message"]
         assert await status(guarded, key) == 200
+
+
+async def test_whatever_an_issuer_answers_the_gateway_goes_on(
+    guarded: Gateway, key: str, issuer: Issuer
+) -> None:
+    """Without keys, JWTs wait and API keys do not."""
+    other = Jwks(issuer.url)
+    issuer.down = True
+    fetching = asyncio.create_task(other.run())
+    try:
+        with pytest.raises(HeadraceError, match="auth_unavailable"):
+            await other.find("k1")
+        assert not fetching.done()
+    finally:
+        issuer.down = False
+        fetching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await fetching
+    assert await status(guarded, key) == 200

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from broker.settings import ConfigError
 from gateway.connection_limits import SPARE_CONNECTIONS, OpenConnections
 from schemas.config import Gateway
 
@@ -21,6 +24,12 @@ def test_this_machine_and_proxies_have_as_many_as_there_are() -> None:
     assert None not in [held.take("127.0.0.1") for _ in range(5)]
     behind = OpenConnections(Gateway(max_connections_per_address=1, trusted_proxies=("10.0.0.1",)))
     assert None not in [behind.take("10.0.0.1") for _ in range(5)]
+    assert [behind.take("10.0.0.2") is None for _ in range(3)] == [False, False, True]
+
+
+def test_a_proxys_address_must_be_one() -> None:
+    with pytest.raises(ConfigError, match=r"gateway\.trusted_proxies"):
+        OpenConnections(Gateway(trusted_proxies=("10.0.0.300",)))
 
 
 def test_all_together_have_no_more_than_there_are_files() -> None:
