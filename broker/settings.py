@@ -17,7 +17,7 @@ import msgspec
 from schemas.config import Config
 
 PREFIX = "HEADRACE_"
-_NOT_SETTINGS = {"HEADRACE_CONFIG", "HEADRACE_CACHE_DIR"}
+_NOT_SETTINGS = {"HEADRACE_CONFIG", "HEADRACE_CACHE_DIR", "HEADRACE_API_KEY"}
 _OPEN_SECTION = "vllm"  # any key: the worker checks them against the engine's own arguments
 # Kubernetes puts these into every pod of a namespace that has a Service called headrace-something.
 _SERVICE_LINK = re.compile(

@@ -18,9 +18,9 @@ class ChatError(Exception):
     """The gateway cannot be reached, or refused, or the answer failed."""
 
 
-def converse(url: str, model: str | None) -> None:
+def converse(url: str, model: str | None, api_key: str | None = None) -> None:
     """Asks and answers on the terminal until Ctrl-D. A refused question does not end the conversation."""
-    chat = Chat(url, model)
+    chat = Chat(url, model, api_key)
     print(f"Chatting with {url}. Ctrl-C stops an answer, Ctrl-D leaves.")
     while True:
         try:
@@ -39,9 +39,9 @@ def converse(url: str, model: str | None) -> None:
         print()
 
 
-def answer_lines(url: str, model: str | None, questions: Iterable[str]) -> None:
+def answer_lines(url: str, model: str | None, questions: Iterable[str], api_key: str | None = None) -> None:
     """One answer a line, its own line ends as spaces."""
-    chat = Chat(url, model)
+    chat = Chat(url, model, api_key)
     for question in questions:
         if question.strip():
             parts: list[str] = []
@@ -58,13 +58,14 @@ class Chat:
     """One conversation. Each question has a connection of its own: what was said is kept by the
     conversation's name. Raises ``ChatError``."""
 
-    def __init__(self, url: str, model: str | None) -> None:
+    def __init__(self, url: str, model: str | None, api_key: str | None) -> None:
         try:
             Client([url])
         except ValueError as error:
             problem = "is not a gateway's address; expected something like http://127.0.0.1:8080"
             raise ChatError(f"{url} {problem}") from error
         self._url = url
+        self._api_key = api_key
         self._params = {
             "conversation": f"conv_{secrets.token_hex(12)}",
             **({"model": model} if model else {}),
@@ -78,7 +79,7 @@ class Chat:
             raise ChatError(f"{error.message or 'the response failed'} ({error.code})") from error
 
     async def _ask(self, question: str, write: Callable[[str], object]) -> None:
-        async with Client([self._url], patience_s=PATIENCE_S) as client:
+        async with Client([self._url], api_key=self._api_key, patience_s=PATIENCE_S) as client:
             with _noted_interrupt() as interrupted:
                 await self._answer(client, question, write, interrupted)
 

@@ -83,7 +83,8 @@ def worker_part(config: Config, number: int, port: int, environ: Mapping[str, st
 
 def gateway_part(config: Config, number: int, port: int, environ: Mapping[str, str]) -> Part:
     own = {"HEADRACE_GATEWAY__PORT": str(port)}
-    ready = partial(http_ready, reachable_host(config.gateway.host), port, "/readyz")
+    tls = bool(config.gateway.tls_cert)
+    ready = partial(http_ready, reachable_host(config.gateway.host), port, "/readyz", tls=tls)
     drain_s = config.gateway.drain_s
     argv = headrace_argv("gateway")
     return Part("gateway", f"gateway-{number}", port, argv, ready, {**environ, **own}, drain_s)

@@ -78,7 +78,8 @@ def make_plan(options: UpOptions, data_dir: DataDir) -> Plan:
     servers = (nats_part(config, data_dir.path, ports.nats), redis_part(data_dir.path, ports.redis))
     workers = [worker_part(config, n, port, environ) for n, port in enumerate(ports.workers, start=1)]
     gateways = [gateway_part(config, n, port, environ) for n, port in enumerate(ports.gateways, start=1)]
-    url = f"http://{reachable_host(config.gateway.host)}:{ports.gateways[0]}"
+    scheme = "https" if config.gateway.tls_cert else "http"
+    url = f"{scheme}://{reachable_host(config.gateway.host)}:{ports.gateways[0]}"
     return Plan(config, environ, url, (servers, (*workers, *gateways)))
 
 

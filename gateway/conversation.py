@@ -223,11 +223,11 @@ class Conversations:
 
     async def _recover(self, tenant: TenantId, response: ResponseId) -> Context:
         """A response whose gateway died before it could store the context, or whose context was lost."""
-        if self._is_live(response):
-            raise _busy()
         job = await find_job(self._broker, response)
         if job is None or job.tenant != tenant or not job.presentation.store:
             raise _unknown(response)
+        if self._is_live(response):
+            raise _busy()
         context = Context(session=response)
         earlier = job.presentation.previous_response_id
         try:

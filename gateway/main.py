@@ -13,6 +13,7 @@ from broker.settings import ConfigError
 from gateway.api.app import build
 from gateway.api.front import Front
 from gateway.api.guard import is_loopback
+from gateway.auth.door import Door
 from gateway.pipeline import Pipeline
 from gateway.server import bind, make_server, raise_file_limit
 from schemas.config import Config
@@ -40,28 +41,51 @@ async def serve(config: Config, shutdown: Shutdown) -> None:
             await topology.apply(broker)
             pipeline = Pipeline(config, broker, redis)
             front = Front(pipeline, config.gateway)
-            server = make_server(build(front), config.gateway)
+            door = Door(config, broker) if config.auth.methods else None
+            server = make_server(build(front, door), config.gateway)
             async with asyncio.TaskGroup() as tasks:
+                door_task = await _open_door(door, tasks)
                 pipeline_task = tasks.create_task(pipeline.run(), name="pipeline")
                 server_task = tasks.create_task(server.serve([listener]), name="server")
                 host, port = listener.getsockname()[:2]
-                log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+                scheme = "https" if config.gateway.tls_cert else "http"
+                log.info("listening on %s://%s:%d", scheme, f"[{host}]" if ":" in host else host, port)
                 await shutdown.requested.wait()
                 await front.drain()
                 server.should_exit = True
                 await server_task
                 pipeline_task.cancel()
+                if door_task is not None:
+                    door_task.cancel()
         finally:
             await redis.aclose()
             await broker.close()
     log.info("stopped")
 
 
+async def _open_door(door: Door | None, tasks: asyncio.TaskGroup) -> asyncio.Task[None] | None:
+    """Who has a key is let in from the first moment on."""
+    if door is None:
+        return None
+    task = tasks.create_task(door.run(), name="door")
+    await door.ready.wait()
+    return task
+
+
 def refuse_open_host(config: Config) -> None:
-    """Raises ``ConfigError``. Nobody is asked who they are, so only this machine may ask."""
+    """Raises ``ConfigError``. Where nobody is asked who they are, only this machine may ask."""
     gateway = config.gateway
+    if config.auth.methods:
+        if not (is_loopback(gateway.host) or gateway.tls_cert or gateway.trusted_proxies):
+            log.warning(
+                "keys come unencrypted to %s: set gateway.tls_cert, or gateway.trusted_proxies where a proxy "
+                "in front ends TLS",
+                gateway.host,
+            )
+        return
     if not gateway.allow_unauthenticated and not is_loopback(gateway.host):
         raise ConfigError(
             f"gateway.host = {gateway.host!r} is open to the network and nobody is authenticated: use "
-            "127.0.0.1, or set gateway.allow_unauthenticated = true behind something that authenticates"
+            "127.0.0.1, set auth.methods, or set gateway.allow_unauthenticated = true behind something that "
+            "authenticates"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import resource
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from broker.metrics import PortUnavailable
+from broker.settings import ConfigError
+from gateway.connection_limits import http_protocol, websocket_protocol
 from schemas.config import Gateway
 
 log = logging.getLogger(__name__)
@@ -61,13 +64,15 @@ def bind(config: Gateway) -> socket.socket:
 
 
 def make_server(app: ASGIApp, config: Gateway) -> EmbeddedServer:
+    """Raises ``ConfigError``: a certificate that cannot be used."""
+    certificate = _certificate(config)
     logging.getLogger("uvicorn.error").addFilter(_CLIENT_NOISE)
     return EmbeddedServer(
         uvicorn.Config(
             app,
             loop="none",
-            http="httptools",
-            ws="websockets-sansio",
+            http=http_protocol(config),
+            ws=websocket_protocol(config),
             ws_max_size=config.max_frame_bytes,
             ws_ping_interval=config.ping_interval_s,
             ws_ping_timeout=config.ping_timeout_s,
@@ -77,8 +82,25 @@ def make_server(app: ASGIApp, config: Gateway) -> EmbeddedServer:
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=CLOSE_S,
+            timeout_keep_alive=config.keep_alive_s,  # type: ignore[arg-type]  # annotated int, used as seconds
+            proxy_headers=bool(config.trusted_proxies),  # by itself it would believe anyone on this machine
+            forwarded_allow_ips=list(config.trusted_proxies),
+            ssl_context_factory=(lambda _config, _default: certificate) if certificate else None,
         )
     )
+
+
+def _certificate(config: Gateway) -> ssl.SSLContext | None:
+    if not (config.tls_cert or config.tls_key):
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)  # TLS 1.2 at least
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(config.tls_cert, config.tls_key or None)
+    except (OSError, ssl.SSLError) as error:
+        problem = f"gateway.tls_cert, gateway.tls_key: {config.tls_cert}, {config.tls_key}: {error}"
+        raise ConfigError(problem) from None
+    return context
 
 
 def raise_file_limit(connections: int) -> None:

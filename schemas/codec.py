@@ -12,16 +12,18 @@ from typing import TypeVar
 import msgspec
 
 from schemas.job import DeadLetter, Job
+from schemas.key import StoredKey
 from schemas.presence import WorkerCard
 from schemas.reply import FenceMessage, ReplyMessage, TokenMessage
 
 T = TypeVar("T")
-Message = Job | DeadLetter | WorkerCard | ReplyMessage
+Message = Job | DeadLetter | WorkerCard | StoredKey | ReplyMessage
 
 _encoder = msgspec.msgpack.Encoder()
 _job = msgspec.msgpack.Decoder(Job)
 _dead = msgspec.msgpack.Decoder(DeadLetter)
 _card = msgspec.msgpack.Decoder(WorkerCard)
+_key = msgspec.msgpack.Decoder(StoredKey)
 _fence: msgspec.msgpack.Decoder[FenceMessage] = msgspec.msgpack.Decoder(FenceMessage)
 _token: msgspec.msgpack.Decoder[TokenMessage] = msgspec.msgpack.Decoder(TokenMessage)
 
@@ -40,6 +42,10 @@ def decode_dead_letter(data: bytes) -> DeadLetter:
 
 def decode_worker_card(data: bytes) -> WorkerCard:
     return _decode(_card, data)
+
+
+def decode_key(data: bytes) -> StoredKey:
+    return _decode(_key, data)
 
 
 def decode_fence_message(data: bytes) -> FenceMessage:

@@ -15,6 +15,8 @@ Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
 Port = Annotated[int, Meta(ge=0, le=65535)]  # 0: a free one
 Origin = Annotated[str, Meta(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s]+)\Z")]  # as browsers write it
+Network = Annotated[str, Meta(pattern=r"^[0-9A-Fa-f.:]+(/\d{1,3})?\Z")]  # an address, or addresses as CIDR
+Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 
 
@@ -67,8 +69,36 @@ class Gateway(_Section, frozen=True):
     drain_s: Annotated[float, Meta(ge=0)] = 20
     ping_interval_s: Seconds = 10
     ping_timeout_s: Seconds = 30
+    tls_cert: str = ""  # PEM files; empty: no TLS
+    tls_key: str = ""
+    trusted_proxies: tuple[Network, ...] = ()  # whose X-Forwarded-For and -Proto are believed
+    max_connections_per_address: Annotated[int, Meta(ge=0)] = 1000  # 0: any; loopback has no limit of its own
+    max_connections_per_tenant: Annotated[int, Meta(ge=0)] = 0  # 0: any
+    max_head_bytes: Annotated[int, Meta(ge=1024)] = 32 << 10  # request line and headers
+    head_timeout_s: Seconds = 10  # for a request's line and headers to be here
+    body_timeout_s: Seconds = 60
+    keep_alive_s: Seconds = 75  # an HTTP connection without a request; longer than a load balancer's
+    idle_s: Seconds = 3600  # a WebSocket without a message either way; pongs do not count
+    slow_reader_s: Seconds = 15  # a client takes less than 16 KiB in this time while more waits for it
     conversation_rounds: Positive = 10
     conversation_ttl_s: Seconds = 3600
+
+
+class Auth(_Section, frozen=True):
+    """Who may use a gateway: ``methods`` empty, everyone who reaches it. ``jwt_keys``: the https address of a
+    JWKS, or a file: a JWKS, or a public key in PEM."""
+
+    methods: tuple[Literal["keys", "jwt"], ...] = ()
+    jwt_keys: str = ""
+    jwt_issuer: str = ""
+    jwt_audience: str = ""
+    jwt_algorithms: tuple[Algorithm, ...] = ("RS256", "ES256", "EdDSA")
+    jwt_tenant_claim: str = "tenant"
+    jwt_quota_claim: str = "quota"
+    jwt_leeway_s: Annotated[float, Meta(ge=0, le=300)] = 30
+    max_token_s: Annotated[int, Meta(ge=1, le=24 * 3600)] = 3600  # of POST /v1/tokens
+    failures_per_minute: Positive = 30  # of one address; beyond: too_many_attempts
+    open_metrics: bool = False  # /metrics to everyone, not only to this machine
 
 
 class Worker(_Section, frozen=True):
@@ -114,6 +144,7 @@ class Config(_Section, frozen=True):
     redis: Redis = Redis()
     security: Security = Security()
     gateway: Gateway = Gateway()
+    auth: Auth = Auth()
     worker: Worker = Worker()
     sim: Sim = Sim()
     vllm: dict[str, Any] = {}

@@ -61,7 +61,11 @@ ERRORS: dict[str, ErrorSpec] = {
     "not_found": ErrorSpec(_BAD, 404, _C),
     "method_not_allowed": ErrorSpec(_BAD, 405, _C),
     "forbidden": ErrorSpec("permission_error", 403, _C, ws_close=4403),
+    "invalid_api_key": ErrorSpec(_BAD, 401, _C, ws_close=4401),
+    "request_timeout": ErrorSpec(_BAD, 408, _C),
+    "head_too_large": ErrorSpec(_BAD, 431, _C),
     # limits
+    "too_many_attempts": ErrorSpec("rate_limit_error", 429, _C, ws_close=1013, retry_after_s=60),
     "too_many_responses": ErrorSpec("rate_limit_error", 429, _C, retry_after_s=1),
     "too_many_connections": ErrorSpec("rate_limit_error", 429, _P, ws_close=1013, retry_after_s=5),
     "queue_full": ErrorSpec("rate_limit_error", 429, _P, retry_after_s=5),
@@ -75,6 +79,7 @@ ERRORS: dict[str, ErrorSpec] = {
     "broker_unavailable": ErrorSpec("server_error", 503, _P, retry_after_s=2),
     "no_worker": ErrorSpec("server_error", 503, _P, retry_after_s=5),
     "context_unavailable": ErrorSpec("server_error", 503, _P, retry_after_s=2),
+    "auth_unavailable": ErrorSpec("server_error", 503, _P, ws_close=1013, retry_after_s=5),
     "going_away": ErrorSpec("server_error", 503, _P, QueueAction.NAK, ws_close=1012, retry_after_s=1),
     # ours
     "engine_failed": ErrorSpec("server_error", 500, _O, QueueAction.NAK),

@@ -19,6 +19,7 @@ _COMMANDS = {
     "gateway": ("gateway", "Run one gateway: HTTP and WebSocket in, jobs out."),
     "worker": ("worker", "Run one worker: jobs in, tokens out."),
     "model": ("model", "Prepare models."),
+    "keys": ("keys", "Make, list and revoke API keys."),
     "chat": ("chat", "Chat in the terminal, over a gateway's WebSocket."),
     "decode": ("decode", "Turn MessagePack on stdin into JSON on stdout."),
     "config": ("config", "Explain the configuration."),

@@ -14,7 +14,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
-from gateway.api import chat_completions, completions, errors, ops, responses_http, simple_chat
+from gateway.api import chat_completions, completions, errors, ops, responses_http, simple_chat, tokens
+from gateway.api.authenticate import Authenticate
 from gateway.api.front import Front, caller_of
 from gateway.api.guard import Guard, Seats, is_loopback
 from gateway.api.http_request import ClientGone
@@ -25,6 +26,8 @@ from gateway.api.parse_responses import ResponseCreate
 from gateway.api.responses_ws import ResponsesSession
 from gateway.api.simple_chat import SimpleChatSession
 from gateway.api.sockets import Socket, accept
+from gateway.api.tokens import TokenRequest
+from gateway.auth.door import Door
 from gateway.caller import Caller
 from schemas.errors import HeadraceError
 
@@ -36,8 +39,8 @@ class Session(Protocol):
     async def run(self) -> None: ...
 
 
-def build(front: Front) -> ASGIApp:
-    """The gateway's ASGI application."""
+def build(front: Front, door: Door | None = None) -> ASGIApp:
+    """The gateway's ASGI application. ``door`` None: nobody is asked who they are."""
     app = FastAPI(
         title=TITLE,
         docs_url=None,  # both pages load scripts from elsewhere
@@ -53,18 +56,21 @@ def build(front: Front) -> ASGIApp:
     )
     _responses(app, front)
     _chats(app, front)
+    _tokens(app, front, door)
     _ops(app, front)
     _page(app)
     _nothing_else(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
-    return _guarded(app, front)
+    return _guarded(app, front, door)
 
 
-def _guarded(app: ASGIApp, front: Front) -> ASGIApp:
-    """Who may, then how many; between them the headers that let a browser show an allowed page the answer,
-    a refusal for want of a seat too."""
+def _guarded(app: ASGIApp, front: Front, door: Door | None) -> ASGIApp:
+    """Which pages may, who, then how many; between them the headers that let a browser show an allowed page
+    the answer, a refusal too."""
     limits = front.limits
     inner: ASGIApp = Seats(app, front)
+    if door is not None:
+        inner = Authenticate(inner, door)
     if limits.allowed_origins:
         inner = CORSMiddleware(
             inner,
@@ -73,7 +79,7 @@ def _guarded(app: ASGIApp, front: Front) -> ASGIApp:
             allow_headers=("*",),
             expose_headers=("retry-after", "x-request-id"),
         )
-    loopback_only = is_loopback(limits.host) and not limits.allow_unauthenticated
+    loopback_only = door is None and is_loopback(limits.host) and not limits.allow_unauthenticated
     return Guard(inner, limits.allowed_origins, loopback_only=loopback_only)
 
 
@@ -111,6 +117,12 @@ def _chats(app: FastAPI, front: Front) -> None:
     @app.websocket("/ws/chat")
     async def chat_socket(websocket: WebSocket) -> None:
         await _attend(front, websocket, SimpleChatSession)
+
+
+def _tokens(app: FastAPI, front: Front, door: Door | None) -> None:
+    @app.post("/v1/tokens", openapi_extra=_takes("TokenRequest"))
+    async def create_token(request: Request) -> Response:
+        return await tokens.create(front, door, request)
 
 
 def _ops(app: FastAPI, front: Front) -> None:
@@ -174,7 +186,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         document = get_openapi(title=TITLE, version=app.version, routes=app.routes)
         _, schemas = msgspec.json.schema_components(
-            [ResponseCreate, ChatCompletion, Completion, Question], ref_template=_REF
+            [ResponseCreate, ChatCompletion, Completion, Question, TokenRequest], ref_template=_REF
         )
         document.setdefault("components", {}).setdefault("schemas", {}).update(schemas)
         app.openapi_schema = document

@@ -45,6 +45,8 @@ class SocketError(msgspec.Struct, frozen=True, kw_only=True):
 
 def http_headers(error: HeadraceError) -> dict[str, str]:
     after = error.spec.retry_after_s
+    if error.spec.http_status == 401:
+        return {"www-authenticate": 'Bearer realm="headrace"'}
     return {} if after is None else {"retry-after": str(after)}
 
 

@@ -11,9 +11,11 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from starlette.requests import HTTPConnection
+from starlette.types import Scope
 
 from broker.metrics import CONNECTIONS
 from gateway.api.token_logprobs import Spellings
+from gateway.auth.grant import Grant
 from gateway.caller import LOCAL, Caller
 from gateway.live import Live, LiveReader
 from gateway.pipeline import Pipeline
@@ -23,7 +25,7 @@ from schemas.errors import HeadraceError
 if TYPE_CHECKING:
     from gateway.api.sockets import Socket
 
-_CALLER = "headrace.caller"  # in the ASGI scope
+_CALLER, _GRANT = "headrace.caller", "headrace.grant"  # in the ASGI scope
 
 
 class Front:
@@ -125,6 +127,22 @@ class Front:
             socket.going_away(time_left_ms=round(left_s * 1000))
         if self._gone:
             socket.hang_up()
+
+
+def admitted(scope: Scope, grant: Grant) -> None:
+    """By the layer that authenticates."""
+    scope[_GRANT], scope[_CALLER] = grant, grant.caller
+
+
+def is_admitted(connection: HTTPConnection) -> bool:
+    return _GRANT in connection.scope
+
+
+def grant_of(connection: HTTPConnection) -> Grant:
+    """Of a request that was let in with one: where nobody is authenticated there is none."""
+    grant = connection.scope[_GRANT]
+    assert isinstance(grant, Grant)
+    return grant
 
 
 def _going() -> HeadraceError:

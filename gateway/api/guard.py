@@ -9,16 +9,20 @@ not loopback (DNS rebinding).
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from gateway.api.errors import http_answer, socket_event
-from gateway.api.front import Front
+from gateway.api.front import Front, caller_of, is_admitted
 from gateway.api.sockets import accept
+from gateway.auth.shown import address_of, is_loopback_host
 from schemas.errors import HeadraceError
 
 _UNCOUNTED = ("/healthz", "/readyz", "/metrics")  # operators get an answer from a gateway that is full
@@ -39,7 +43,7 @@ class Guard:
             try:
                 self._check(Headers(scope=scope), scope["path"])
             except HeadraceError as error:
-                await _refuse(error, scope, receive, send)
+                await refuse(error, scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
@@ -63,21 +67,57 @@ class Guard:
 
 
 class Seats:
-    """How many."""
+    """How many: in all, of one address, of one tenant."""
 
     def __init__(self, app: ASGIApp, front: Front) -> None:
         self._app = app
         self._front = front
+        self._of_address = Tally(front.limits.max_connections_per_address, "address")
+        self._of_tenant = Tally(front.limits.max_connections_per_tenant, "tenant")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket") or scope["path"] in _UNCOUNTED:
             await self._app(scope, receive, send)
             return
+        connection = HTTPConnection(scope)
+        host = connection.client.host if connection.client is not None else ""
+        address = "" if is_loopback_host(host) else address_of(connection)
+        tenant = caller_of(connection).tenant if is_admitted(connection) else ""
         try:
-            with self._front.connected():
+            with (
+                self._front.connected(),
+                self._of_address.seat(address),
+                self._of_tenant.seat(tenant),
+            ):
                 await self._app(scope, receive, send)
         except HeadraceError as error:
-            await _refuse(error, scope, receive, send)
+            await refuse(error, scope, receive, send)
+
+
+class Tally:
+    """Connections of each of a kind; ``most`` 0: any number. Those whose name is empty are not counted."""
+
+    def __init__(self, most: int, kind: str) -> None:
+        self._most = most
+        self._kind = kind
+        self._taken: Counter[str] = Counter()
+
+    @contextmanager
+    def seat(self, name: str) -> Iterator[None]:
+        """Raises ``too_many_connections``."""
+        if not self._most or not name:
+            yield
+            return
+        if self._taken[name] >= self._most:
+            problem = f"Your {self._kind} has {self._most} connections here, which is all it may have."
+            raise HeadraceError("too_many_connections", problem)
+        self._taken[name] += 1
+        try:
+            yield
+        finally:
+            self._taken[name] -= 1
+            if not self._taken[name]:
+                del self._taken[name]
 
 
 def is_loopback(host: str) -> bool:
@@ -96,7 +136,7 @@ def _name(host: str) -> str:
         return ""
 
 
-async def _refuse(error: HeadraceError, scope: Scope, receive: Receive, send: Send) -> None:
+async def refuse(error: HeadraceError, scope: Scope, receive: Receive, send: Send) -> None:
     """Over HTTP by status. A WebSocket is accepted, told, and closed with the code of the table: of a
     handshake that fails, browsers show a page nothing at all."""
     if scope["type"] == "http":

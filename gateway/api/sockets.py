@@ -14,15 +14,15 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from gateway.api.errors import socket_event
 from gateway.api.parse_json import JsonObject, decode_object, too_large
+from gateway.auth.shown import open_subprotocol
 from schemas.errors import HeadraceError
 
 SERVICE_RESTART = 1012  # close code: come back at once
 
 
 async def accept(websocket: WebSocket) -> None:
-    """A browser that offers subprotocols gets the first back, or it would hang up."""
-    offered = websocket.scope.get("subprotocols") or [None]
-    await websocket.accept(subprotocol=offered[0])
+    """A browser that offers subprotocols gets one back, or it would hang up; never a credential."""
+    await websocket.accept(subprotocol=open_subprotocol(websocket.scope.get("subprotocols") or ()))
 
 
 class SocketClosed(Exception):
@@ -37,8 +37,8 @@ class GoingAway(msgspec.Struct, frozen=True):
 class Socket:
     """Sends wait until the client's window has room (a lock, not a queue: whoever has news waits, and
     news of one response merges while it waits), so a client that reads nothing holds one message per
-    response. One that reads nothing for ``gateway.ping_timeout_s`` is cut off by the kernel
-    (TCP_USER_TIMEOUT, ``gateway/server.py``) or by the missing pong."""
+    response. One that reads too slowly is closed with 1013 (``gateway/connection_limits.py``); one whose
+    host is gone is cut off by the kernel (TCP_USER_TIMEOUT, ``gateway/server.py``) or the missing pong."""
 
     def __init__(self, websocket: WebSocket, max_message_bytes: int) -> None:
         self._websocket = websocket

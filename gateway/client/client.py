@@ -38,6 +38,7 @@ class Client:
     """Any number of streams over as few WebSockets as the gateways allow.
 
     ``urls``: gateways that serve the same broker, tried in turn (``http``, ``https``, ``ws`` or ``wss``).
+    ``api_key``: goes with every handshake; an API key, a JWT or a token.
     ``on_notice(kind, detail)`` is told of ``connected {url}``, ``unreachable {reason}``,
     ``disconnected {url, code, reason}`` and ``resumed {url, response_id, starting_after}``, the first news
     of a response whose connection was lost; it must not block. ``patience_s``: how long a stream waits
@@ -57,6 +58,7 @@ class Client:
         self,
         urls: Sequence[str],
         *,
+        api_key: str | None = None,
         on_notice: Callable[[str, JsonObject], None] | None = None,
         patience_s: float = 60.0,
         streams_per_connection: int = 32,
@@ -69,7 +71,7 @@ class Client:
         self._patience_s = patience_s
         self._seats = streams_per_connection
         heartbeat = Heartbeat(ping_interval_s, ping_timeout_s, connect_timeout_s)
-        self._site = Site([_socket_url(url) for url in urls], heartbeat, on_notice or _ignore)
+        self._site = Site([_socket_url(url) for url in urls], api_key, heartbeat, on_notice or _ignore)
         self._links: dict[Link, asyncio.Task[None]] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._closed = False

@@ -49,11 +49,12 @@ class Connection:
         self._unread: deque[str] = deque()  # lanes of creates that the gateway may not have read yet
 
     @classmethod
-    async def open(cls, url: str, heartbeat: Heartbeat) -> Connection:
+    async def open(cls, url: str, heartbeat: Heartbeat, api_key: str | None = None) -> Connection:
         """Raises ``ResponseError`` (unreachable)."""
         try:
             socket = await connect(
                 url,
+                additional_headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
                 compression=None,  # tokens are too short for it
                 open_timeout=heartbeat.connect_s,
                 ping_interval=heartbeat.interval_s,

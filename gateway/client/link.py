@@ -26,6 +26,7 @@ class Site:
     """What all links of a client share."""
 
     urls: Sequence[str]
+    api_key: str | None
     heartbeat: Heartbeat
     notice: Notice
 
@@ -102,7 +103,7 @@ class Link:
             await self._wanted.wait()
             await asyncio.sleep(wait_s)
             try:
-                connection = await Connection.open(next(self._urls), self._site.heartbeat)
+                connection = await Connection.open(next(self._urls), self._site.heartbeat, self._site.api_key)
             except ResponseError as trouble:
                 self._trouble = trouble
                 self._site.notice("unreachable", {"reason": trouble.message})

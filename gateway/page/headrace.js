@@ -17,6 +17,8 @@ const REFUSED = { firstMs: 250, maxMs: 5_000 }
 const STABLE_AFTER_MS = 2_000
 const GIVE_UP_AFTER_MS = 60_000
 const PASSING = new Set([429, 503]) // statuses of refusals that another try may not meet
+const PROTOCOL = "headrace.v1"
+const BAD_CREDENTIAL = 4401 // close code
 const LAST = new Set(["response.completed", "response.incomplete", "response.failed"])
 
 // crypto.randomUUID would need a secure context, which plain HTTP from another machine is not.
@@ -134,9 +136,9 @@ class Link {
   #pingTimer = 0
   #pongTimer = 0
 
-  constructor(url, on) {
+  constructor(url, token, on) {
     this.#on = on
-    this.#socket = new WebSocket(url)
+    this.#socket = token ? new WebSocket(url, [PROTOCOL, `headrace.token.${token}`]) : new WebSocket(url)
     this.#socket.onopen = () => this.#opened()
     this.#socket.onmessage = (event) => this.#heard(event.data)
     this.#socket.onclose = (event) => this.#lost(event.code, event.reason)
@@ -189,12 +191,15 @@ class Link {
 /**
  * Any number of responses on one connection to `url`, which is opened at once and again whenever it is lost.
  *   onState(state): {name: "connecting"} | {name: "connected"} | {name: "offline", retryAtMs}
- *     | {name: "refused", reason}. `retryAtMs` is on the clock of Date.now(). "refused" is final: the server
- *     closed with a code of 44xx, and every answer has ended with the error `forbidden`.
+ *     | {name: "refused", reason, code}. `retryAtMs` is on the clock of Date.now(). "refused" is final: the
+ *     server closed with a code of 44xx, and every answer has ended with the error `code`: `invalid_api_key`
+ *     where it wants a (better) token, else `forbidden`.
+ *   token(): what shows who asks, or null; asked for each new connection.
  *   onNotice(error): a refusal that belongs to no answer.
  */
 export class HeadraceClient {
   #url
+  #token
   #onState
   #onNotice
   #link = null // in use
@@ -205,8 +210,9 @@ export class HeadraceClient {
   #closed = false
   #streams = new Map() // id -> {delivery, onEvent, onWaiting, timer}
 
-  constructor(url, { onState = () => {}, onNotice = () => {} } = {}) {
+  constructor(url, { token = () => null, onState = () => {}, onNotice = () => {} } = {}) {
     this.#url = url
+    this.#token = token
     this.#onState = onState
     this.#onNotice = onNotice
     this.#connect()
@@ -292,7 +298,7 @@ export class HeadraceClient {
   #connect() {
     clearTimeout(this.#retryTimer)
     this.#retryTimer = null
-    const link = new Link(this.#url, {
+    const link = new Link(this.#url, this.#token(), {
       onOpen: () => this.#opened(link),
       onEvent: (event) => this.#received(event),
       onLost: (code, reason) => this.#lost(link, code, reason),
@@ -317,7 +323,7 @@ export class HeadraceClient {
       this.#link = null
       for (const { delivery } of this.#streams.values()) delivery.lost()
     }
-    if (code >= 4400 && code < 4500) this.#refuse(reason)
+    if (code >= 4400 && code < 4500) this.#refuse(code, reason)
     else this.#reconnect(link)
   }
 
@@ -337,12 +343,13 @@ export class HeadraceClient {
     this.#onState(waits ? { name: "offline", retryAtMs: this.#retryAtMs } : { name: "connecting" })
   }
 
-  #refuse(reason) {
+  #refuse(closeCode, reason) {
+    const code = closeCode === BAD_CREDENTIAL ? "invalid_api_key" : "forbidden"
     const streams = [...this.#streams.values()]
     this.close()
-    this.#onState({ name: "refused", reason })
+    this.#onState({ name: "refused", reason, code })
     for (const { delivery, onEvent } of streams) {
-      onEvent({ type: "error", stream_id: delivery.id, error: { code: "forbidden", message: reason } })
+      onEvent({ type: "error", stream_id: delivery.id, error: { code, message: reason } })
     }
   }
 }

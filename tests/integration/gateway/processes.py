@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import httpx
@@ -64,10 +64,21 @@ class Process:
 
 
 class Gateway(Process):
-    def __init__(self, nats: NatsServer, redis: RedisServer, folder: Path, **gateway: object) -> None:
+    """``auth``: that section; the rest is of [gateway]."""
+
+    def __init__(
+        self,
+        nats: NatsServer,
+        redis: RedisServer,
+        folder: Path,
+        auth: Mapping[str, object] | None = None,
+        **gateway: object,
+    ) -> None:
+        tls = "s" if "tls_cert" in gateway else ""
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.ws_url = f"ws://127.0.0.1:{self.port}"
+        self.url = f"http{tls}://127.0.0.1:{self.port}"
+        self.ws_url = f"ws{tls}://127.0.0.1:{self.port}"
+        authentication = {f"HEADRACE_AUTH__{key.upper()}": str(value) for key, value in (auth or {}).items()}
         settings = {f"HEADRACE_GATEWAY__{key.upper()}": str(value) for key, value in gateway.items()}
         environ = {
             "HEADRACE_NATS__URL": nats.url,
@@ -75,6 +86,7 @@ class Gateway(Process):
             "HEADRACE_SECURITY__SECRET": "a secret of this test",
             "HEADRACE_GATEWAY__PORT": str(self.port),
             **settings,
+            **authentication,
         }
         super().__init__("gateway.main", folder / f"gateway-{self.port}.log", environ)
 
@@ -83,7 +95,7 @@ class Gateway(Process):
         reason = "nothing was answered"
         while time.monotonic() < give_up and self.running:
             try:
-                answer = httpx.get(f"{self.url}/readyz")
+                answer = httpx.get(f"{self.url}/readyz", verify=False)
             except httpx.TransportError as error:
                 reason = repr(error)
             else:
@@ -116,9 +128,15 @@ def worker(nats: NatsServer, redis: RedisServer, folder: Path, **sim: object) ->
 
 
 @contextlib.contextmanager
-def gateway(nats: NatsServer, redis: RedisServer, folder: Path, **settings: object) -> Iterator[Gateway]:
+def gateway(
+    nats: NatsServer,
+    redis: RedisServer,
+    folder: Path,
+    auth: Mapping[str, object] | None = None,
+    **settings: object,
+) -> Iterator[Gateway]:
     """Ready to answer."""
-    process = Gateway(nats, redis, folder, **settings)
+    process = Gateway(nats, redis, folder, auth, **settings)
     try:
         process.wait_until_ready()
         yield process

@@ -5,7 +5,9 @@ from __future__ import annotations
 from schemas.codec import Message
 from schemas.ids import Fence, GatewayId, ModelToken, ResponseId, SessionToken, TenantId, WorkerId
 from schemas.job import DeadLetter, Job, Presentation
+from schemas.key import StoredKey
 from schemas.presence import WorkerCard
+from schemas.quota import Quota
 from schemas.reply import (
     Closed,
     Failed,
@@ -103,6 +105,15 @@ MESSAGES: dict[str, Message] = {
         version="0.1.0",
         interval_s=5.0,
         structured_output=True,
+    ),
+    "key": StoredKey(
+        id="0123456789ab",
+        digest=bytes(range(32)),
+        tenant=TenantId("acme"),
+        name="the web shop",
+        quota=Quota(requests_per_minute=60, tokens_per_minute=10_000, concurrent_responses=4),
+        created_unix_ms=1_700_000_000_000,
+        expires_unix_ms=1_800_000_000_000,
     ),
     "started": Started(
         attempt=2,

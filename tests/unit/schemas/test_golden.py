@@ -19,6 +19,7 @@ DECODERS: dict[str, Callable[[bytes], codec.Message]] = {
     "job": codec.decode_job,
     "dead": codec.decode_dead_letter,
     "worker": codec.decode_worker_card,
+    "key": codec.decode_key,
     **dict.fromkeys(("started", "handoff", "joined", "closed"), codec.decode_fence_message),
     **dict.fromkeys(("tokens", "finished", "failed"), codec.decode_token_message),
 }

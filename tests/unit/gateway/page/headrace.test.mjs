@@ -13,7 +13,8 @@ class ScriptedSocket {
   sent = []
   closed = false
 
-  constructor() {
+  constructor(url, protocols) {
+    this.protocols = protocols
     sockets.push(this)
   }
 
@@ -355,6 +356,25 @@ test("a close with 44xx is final", () => {
   assert.deepEqual(seen.events, ["forbidden"])
   assert.equal(seen.states.at(-1), "refused")
   assert.throws(() => client.respond({ input: "Hello" }, recorder(seen)))
+})
+
+test("a token goes along as a subprotocol, the one of that moment", () => {
+  let token = "first"
+  const seen = []
+  const client = new HeadraceClient("ws://gateway", { token: () => token, onState: (state) => seen.push(state) })
+  assert.deepEqual(latest().protocols, ["headrace.v1", "headrace.token.first"])
+  token = "second"
+  latest().drop()
+  mock.timers.tick(1_000)
+  assert.deepEqual(latest().protocols, ["headrace.v1", "headrace.token.second"])
+  latest().drop(4401, "This credential was revoked or has expired.")
+  assert.equal(seen.at(-1).code, "invalid_api_key")
+  client.close()
+})
+
+test("without a token nothing is offered", () => {
+  started()
+  assert.equal(latest().protocols, undefined)
 })
 
 test("a connection without a sign of life is given up", () => {
