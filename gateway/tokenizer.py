@@ -19,9 +19,11 @@ import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from gateway.generation import ChatMessage
+from gateway.generation import ChatMessage, TemplateOptions, Tool
+from gateway.output.manner import Manner, is_shown, manner_of
 from gateway.text import Detokenizer
 from schemas.errors import HeadraceError
+from schemas.job import OutputShape
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,11 @@ class ChatTokenizer:
         self._knows_developer = template is not None and "developer" in template
         self._special = special
         self.detokenizer = Detokenizer(tokenizer)
+        showing = Detokenizer(tokenizer, is_shown)
+        self._showing = showing if showing.shows_special else self.detokenizer
+        self.manner = Manner()
+        if template is not None:
+            self.manner = manner_of(template, self._probe)
 
     @classmethod
     def load(cls, folder: Path) -> ChatTokenizer:
@@ -56,17 +63,30 @@ class ChatTokenizer:
     def has_template(self) -> bool:
         return self._template is not None
 
-    def render(self, messages: Sequence[ChatMessage]) -> str:
+    def detokenizer_of(self, shape: OutputShape | None) -> Detokenizer:
+        """Some markers of reasoning and calls are special tokens, and are text only where they are read."""
+        return self.detokenizer if shape is None else self._showing
+
+    def render(
+        self, messages: Sequence[ChatMessage], *, options: TemplateOptions = (), tools: Sequence[Tool] = ()
+    ) -> str:
         """The prompt's text, up to where the assistant begins to speak. Raises ``HeadraceError`` where the
         template refuses the messages (roles that do not alternate, no system role, …) or fails on them."""
         if self._template is None:
             raise HeadraceError(
                 "invalid_request", "This model has no chat template: use /v1/completions.", param="model"
             )
-        shown = [{"role": self._role(message), "content": message.content} for message in messages]
+        shown = [self._shown(message) for message in messages]
         try:
             return self._template.render(
-                messages=shown, tools=None, documents=None, add_generation_prompt=True, **self._special
+                {
+                    **dict(options),
+                    "messages": shown,
+                    "tools": [{"type": "function", "function": tool.function()} for tool in tools] or None,
+                    "documents": None,
+                    "add_generation_prompt": True,
+                    **self._special,
+                }
             )
         except jinja2.TemplateError as error:
             raise _refused(f"does not take these messages: {error}") from error
@@ -80,9 +100,44 @@ class ChatTokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
+    def _shown(self, message: ChatMessage) -> dict[str, Any]:
+        """As transformers' templates know messages; arguments are objects there."""
+        shown: dict[str, Any] = {"role": self._role(message), "content": message.content}
+        if message.reasoning:
+            shown["reasoning_content"] = message.reasoning
+        if message.tool_call_id is not None:
+            shown["tool_call_id"] = self._call_id(message.tool_call_id)
+        if message.tool_calls:
+            shown["tool_calls"] = [
+                {
+                    "id": self._call_id(call.id),
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": _arguments(call.arguments)},
+                }
+                for call in message.tool_calls
+            ]
+        return shown
+
+    def _call_id(self, given: str) -> str:
+        return given[-9:] if self.manner.short_ids else given
+
+    def _probe(self, options: dict[str, bool]) -> str:
+        try:
+            return self.render([ChatMessage("user", "?")], options=tuple(options.items()))
+        except HeadraceError:
+            return ""
+
     def _role(self, message: ChatMessage) -> str:
         """``developer`` is what newer APIs call ``system``; most templates know only the latter."""
         return "system" if message.role == "developer" and not self._knows_developer else message.role
+
+
+def _arguments(text: str) -> object:
+    """An answer that was cut short leaves half a JSON text, which is then shown as it is."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _refused(problem: str) -> HeadraceError:

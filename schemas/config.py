@@ -67,6 +67,8 @@ class Gateway(_Section, frozen=True):
     drain_s: Annotated[float, Meta(ge=0)] = 20
     ping_interval_s: Seconds = 10
     ping_timeout_s: Seconds = 30
+    # how a model writes tool calls, by its name, where its chat template does not tell
+    tool_formats: dict[str, Literal["hermes", "llama", "mistral", "pythonic"]] = {}
     conversation_rounds: Positive = 10
     conversation_ttl_s: Seconds = 3600
 

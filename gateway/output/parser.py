@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gateway.output.call_formats import CallReader
-from gateway.output.pieces import Arguments, CallClosed, CallOpened, Piece, Reasoning, Words
+from gateway.output.pieces import Arguments, CallClosed, CallOpened, Item, Piece, Reasoning, Words, gather
 from gateway.output.reading import SPACE, Reading, Wait
 from schemas.job import OutputShape
 
@@ -198,6 +198,12 @@ class OutputParser:
             self._emit(kind(reading.text[reading.at : end]))
             reading.at = end
         reading.forget()
+
+
+def read_whole(shape: OutputShape, text: str) -> tuple[list[Item], bool]:
+    """The items of a whole completion, and whether calls were dropped from it."""
+    parser = OutputParser(shape)
+    return gather((*parser.push(text), *parser.finish())), parser.dropped
 
 
 def _begun(text: str, at: int, markers: tuple[str, ...]) -> int:
