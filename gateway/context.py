@@ -10,9 +10,9 @@ import msgspec
 
 from broker.log_reader import LogReader
 from gateway.generation import ChatMessage, ToolCall
+from gateway.outcome import Verdict, stopped, verdict
 from gateway.output.parser import read_whole
 from gateway.output.pieces import Call, Said, Thought
-from gateway.outcome import Verdict, stopped, verdict
 from gateway.text import Completion, Detokenizer, complete
 from schemas.ids import ModelToken, ResponseId, call_id
 from schemas.job import Job
@@ -30,7 +30,8 @@ class Turn(msgspec.Struct, frozen=True, array_like=True):
 class Context(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """``ids``: the last turn's prompt and completion, of ``model``; empty when they no longer spell the
     turns. ``tail``: text of the last answer that ``ids`` do not hold. ``session``: names the reply
-    session, the same over all turns. ``rendering``: of the tools and options that ``ids`` were rendered with."""
+    session, the same over all turns. ``rendering``: of the tools and options that
+    ``ids`` were rendered with."""
 
     turns: tuple[Turn, ...] = ()
     system: str | None = None

@@ -58,8 +58,8 @@ class Generation:
     ``conversation`` or ``previous_response_id`` (never both). ``sampling.max_tokens`` is 0-free: where
     the client gave none, ``max_tokens_given`` is False and the pipeline fits it to the model.
     ``echo``: JSON text of the request's fields which the response object repeats. ``idempotency_key``: a
-    request that repeats it is given the response to the first. ``template_options``: for the chat template, by
-    name. ``named_tool``: the one to call where ``tool_choice`` is ``named``. ``one_call``: at most one.
+    request that repeats it is given the response to the first. ``template_options``: for the chat template, by name.
+    ``named_tool``: the one to call where ``tool_choice`` is ``named``. ``one_call``: at most one.
     ``shape``: how the answer is read, known once the model is (``gateway/calling.py``).
     """
 

@@ -304,8 +304,8 @@ class Live:
                 self._owner.live_left(self)
 
     def text_since(self, position: int) -> Text | Parsed | None:
-        """Text, or pieces, released by the tokens behind ``position``, merged; ends with the last one that released
-        any, so that its cursor does not depend on the merging."""
+        """Text, or pieces, released by the tokens behind ``position``, merged; ends with the last one
+        that released any, so that its cursor does not depend on the merging."""
         end = self._solid
         if self.end is not None and self.wants_logprobs:
             end = max(end, self.end.total)  # tokens without text have log probabilities, too

@@ -186,12 +186,16 @@ class CallReader:
             if key is None:
                 break
             value = yield from reading.until("</parameter>")
-            if value is None:
-                value, reading.at = reading.text[reading.at :], len(reading.text)
-            value = value.removeprefix("\n").removesuffix("\n")
             self._emit(Arguments(f"{before}{json.dumps(key, ensure_ascii=False)}: "))
+            if value is None:  # cut short: half a JSON text, too
+                self._emit(Arguments(json.dumps(reading.text[reading.at :].lstrip("\n"))[:-1]))
+                reading.at = len(reading.text)
+                return True
+            value = value.removeprefix("\n").removesuffix("\n")
             self._emit(Arguments(self._typed(name, key, value)))
             before = ", "
+        if not (yield from reading.peek()):
+            return True
         self._emit(Arguments("{}" if before == "{" else "}"))
         yield from reading.take("</function>")
         return self._close()
@@ -243,13 +247,17 @@ class CallReader:
                 reading.at += 1
                 value = yield from self._until_any(",)")
             else:
-                key, value = f"arg{before.count(',')}", key  # no keyword: nothing is lost
+                key, value = "", key  # no keyword: nothing is lost
+            if not (yield from reading.peek()):  # cut short: half a JSON text, too
+                self._emit(Arguments(f"{before}{json.dumps(key)}: {json.dumps(value.strip())[:-1]}"))
+                return
             self._emit(Arguments(f"{before}{json.dumps(key, ensure_ascii=False)}: {_literal(value.strip())}"))
             before = ", "
             if (yield from reading.peek()) == ",":
                 reading.at += 1
-        self._emit(Arguments("{}" if before == "{" else "}"))
-        reading.at += bool(char)
+        if char:
+            self._emit(Arguments("{}" if before == "{" else "}"))
+            reading.at += 1
 
     def _until_any(self, ends: str) -> Wait[str]:
         """Up to one of ``ends`` outside brackets and Python's strings, or the end."""

@@ -36,7 +36,7 @@ class OutputParser:
         self._shape = shape
         self._reading = Reading()
         self._out: list[Piece] = []
-        self._open = self._muted = False
+        self._muted = False
         self._fresh = True  # not behind reasoning or a call: white space is the message's
         self._calls = 0
         self._thinking = shape.thinking == "begun"
@@ -57,13 +57,13 @@ class OutputParser:
         return self._advance()
 
     def finish(self) -> tuple[Piece, ...]:
-        """What was held back; what is open is closed."""
+        """What was held back. A call that the end cut short is not closed."""
         if self._over:
             return ()
         self._reading.ended = True
         pieces = self._advance()
         self._over = True
-        return (*pieces, CallClosed()) if self._open and not self._muted else pieces
+        return pieces
 
     def _advance(self) -> tuple[Piece, ...]:
         self._out = []
@@ -75,15 +75,14 @@ class OutputParser:
 
     def _emit(self, piece: Piece) -> None:
         if isinstance(piece, CallOpened):
-            self._open = True
             self._muted = self._shape.one_call and self._calls > 0
             self.dropped = self.dropped or self._muted
             self._calls += 1
-        muted = self._muted
-        if isinstance(piece, CallClosed):
-            self._open = self._muted = False
-        if not muted:
+        cut = isinstance(piece, CallClosed) and self._reading.ended
+        if not (self._muted or cut):
             self._out.append(piece)
+        if isinstance(piece, CallClosed):
+            self._muted = False
 
     def _run(self) -> Wait[None]:
         if self._shape.thinking:
@@ -147,7 +146,9 @@ class OutputParser:
         blank = True  # so far
         while True:
             found, marker = self._next_marker()
-            end = found if marker or reading.ended else found - _begun(reading.text, reading.at, self._markers)
+            end = (
+                found if marker or reading.ended else found - _begun(reading.text, reading.at, self._markers)
+            )
             blank = blank and not reading.text[reading.at : end].strip(SPACE)
             if not blank or (reading.ended and not marker and self._fresh):
                 self._tell(Words, end)
