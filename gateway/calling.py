@@ -18,8 +18,9 @@ from schemas.sampling import StructuredOutput
 _encoder = msgspec.msgpack.Encoder()
 
 
-def settle(generation: Generation, manner: Manner, tool_format: str) -> Generation:
+def settle(generation: Generation, manner: Manner, tool_format: str, *, can_force: bool) -> Generation:
     """The request as this model is to be asked. ``tool_format``: the operator's word for it, or empty.
+    ``can_force``: its workers can be made to follow a schema.
     Raises ``unsupported_parameter``."""
     if generation.api == "completions":
         return generation
@@ -34,6 +35,8 @@ def settle(generation: Generation, manner: Manner, tool_format: str) -> Generati
     thinking = manner.thinking if dict(options).get(manner.switch or "", manner.thinks) else ""
     sampling = generation.sampling
     if forced and tools:
+        if not can_force:
+            raise _unsupported("tool_choice", "this model is served without structured output; use 'auto'")
         if sampling.structured is not None:
             problem = "A forced tool call and a text format contradict each other."
             raise HeadraceError("invalid_request", problem, param="tool_choice")

@@ -44,6 +44,7 @@ class ModelCard:
     running: int
     waiting: int
     created_unix_ms: int
+    structured_output: bool = False  # all of its workers can follow a schema or a grammar
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +219,7 @@ def _join(card: ModelCard | None, worker: WorkerCard) -> ModelCard:
             running=worker.running,
             waiting=worker.waiting,
             created_unix_ms=worker.started_unix_ms,
+            structured_output=worker.structured_output,
         )
     return replace(
         card,
@@ -227,4 +229,5 @@ def _join(card: ModelCard | None, worker: WorkerCard) -> ModelCard:
         running=card.running + worker.running,
         waiting=card.waiting + worker.waiting,
         created_unix_ms=min(card.created_unix_ms, worker.started_unix_ms),
+        structured_output=card.structured_output and worker.structured_output,
     )

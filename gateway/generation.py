@@ -22,6 +22,7 @@ from schemas.sampling import Sampling
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 Api = Literal["responses", "chat", "completions", "simple"]
 Outcome = Literal["completed", "incomplete", "failed", "cancelled"]
+Speaker = Literal["assistant", "nobody", "last"]
 TemplateOptions = tuple[tuple[str, str | int | bool], ...]
 ToolChoice = Literal["auto", "none", "required", "named"]
 
@@ -58,9 +59,13 @@ class Generation:
     ``conversation`` or ``previous_response_id`` (never both). ``sampling.max_tokens`` is 0-free: where
     the client gave none, ``max_tokens_given`` is False and the pipeline fits it to the model.
     ``echo``: JSON text of the request's fields which the response object repeats. ``idempotency_key``: a
-    request that repeats it is given the response to the first. ``template_options``: for the chat template, by name.
-    ``named_tool``: the one to call where ``tool_choice`` is ``named``. ``one_call``: at most one.
-    ``shape``: how the answer is read, known once the model is (``gateway/calling.py``).
+    request that repeats it is given the response to the first. ``prompt_ids``: the whole prompt, instead of
+    messages. ``special_tokens``: whether a prompt that is plain text gets those of the tokenizer.
+    ``template_options``: for the chat template, by name. ``speaker``: who goes on behind the messages: the
+    assistant, ``nobody`` (the template shows the messages alone), or whoever said the ``last`` one, in the
+    middle of it. ``sibling``: which of how many that answer the same request. ``named_tool``: the one to call
+    where ``tool_choice`` is ``named``. ``one_call``: at most one. ``shape``: how the answer is read, known
+    once the model is (``gateway/calling.py``).
     """
 
     api: Api
@@ -69,7 +74,11 @@ class Generation:
     messages: tuple[ChatMessage, ...]
     sampling: Sampling
     max_tokens_given: bool = True
+    prompt_ids: tuple[int, ...] = ()
+    special_tokens: bool = True
     template_options: TemplateOptions = ()
+    speaker: Speaker = "assistant"
+    sibling: tuple[int, int] = (0, 1)
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = "auto"
     named_tool: str = ""

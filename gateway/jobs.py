@@ -82,7 +82,11 @@ def request_digest(generation: Generation) -> str:
         generation.deadline_s,
         generation.store,
         generation.echo,
+        generation.prompt_ids,
+        generation.special_tokens,
         generation.template_options,
+        generation.speaker,
+        generation.sibling,
         [tool.json for tool in generation.tools],
         (generation.tool_choice, generation.named_tool, generation.one_call, generation.reasoning_effort),
     )

@@ -168,6 +168,14 @@ class Live:
     def token_bytes(self, token_id: int) -> bytes:
         return self._detokenizer.token_bytes(token_id)
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Their text. Some 0.35 us a token."""
+        return self._detokenizer.decode(ids)
+
+    def released(self, first_token: int, end_token: int) -> list[int]:
+        """How many characters each of these tokens released."""
+        return [len(piece) for piece in self._pieces[first_token:end_token]]
+
     # -- what happens -------------------------------------------------------------------------------
 
     def accepted(self, unix_ms: float) -> None:

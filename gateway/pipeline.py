@@ -22,6 +22,7 @@ from broker.presence import Roster
 from broker.replylog import ReplyLog
 from broker.tail import ReplyTail
 from gateway import closer, meter, prompt
+from gateway.abilities import check_abilities
 from gateway.background import Background
 from gateway.calling import settle
 from gateway.catalog import Catalog, ModelCard
@@ -33,7 +34,6 @@ from gateway.jobs import make_job, request_digest
 from gateway.live import Live
 from gateway.meter import Meter
 from gateway.tokenizer import ChatTokenizer
-from gateway.vocabulary import check_token_ids
 from schemas.config import Config
 from schemas.errors import HeadraceError
 from schemas.ids import (
@@ -183,10 +183,10 @@ class Pipeline:
             self._admit()
             card = self._catalog.resolve(generation.model)
             model = card.name
-            check_token_ids(generation.sampling, card.vocab_size)
+            check_abilities(generation, card)
             tokenizer = await self._catalog.tokenizer(card)
             form = self._limits.tool_formats.get(card.name, "")
-            generation = settle(generation, tokenizer.manner, form)
+            generation = settle(generation, tokenizer.manner, form, can_force=card.structured_output)
             return await self._open(generation, response, card, tokenizer)
         except HeadraceError:
             meter.refused(model)

@@ -108,9 +108,11 @@ def _encode(
     tokenizer: ChatTokenizer, model: ModelToken, generation: Generation, context: Context
 ) -> tuple[list[int], str]:
     """And the text that they end in."""
+    if generation.prompt_ids:
+        return list(generation.prompt_ids), ""
     if generation.api == "completions":
         text = "".join(message.content for message in generation.messages)
-        return tokenizer.encode(text, add_special_tokens=True), text
+        return tokenizer.encode(text, add_special_tokens=generation.special_tokens), text
     render = partial(tokenizer.render, options=generation.template_options, tools=generation.tools)
     system, said = split_system(generation.messages)
     same_system = system is None or system == context.system
@@ -121,7 +123,7 @@ def _encode(
             return [*context.ids, *tokenizer.encode(context.tail + suffix)], suffix
     if system is not None:
         context = msgspec.structs.replace(context, system=system)
-    text = render([*context.messages(), *said])
+    text = render([*context.messages(), *said], speaker=generation.speaker)
     return tokenizer.encode(text), text
 
 

@@ -19,7 +19,7 @@ import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from gateway.generation import ChatMessage, TemplateOptions, Tool
+from gateway.generation import ChatMessage, Speaker, TemplateOptions, Tool
 from gateway.output.manner import Manner, is_shown, manner_of
 from gateway.text import Detokenizer
 from schemas.errors import HeadraceError
@@ -28,6 +28,8 @@ from schemas.job import OutputShape
 log = logging.getLogger(__name__)
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+_BREAK = "\ue000headrace-goes-on-here\ue000"  # stands where a message is to be continued, and is cut off
+TEMPLATE_NAMES = frozenset({"messages", "tools", "documents", "add_generation_prompt", *_SPECIAL_NAMES})
 
 
 class ChatTokenizer:
@@ -68,23 +70,30 @@ class ChatTokenizer:
         return self.detokenizer if shape is None else self._showing
 
     def render(
-        self, messages: Sequence[ChatMessage], *, options: TemplateOptions = (), tools: Sequence[Tool] = ()
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        options: TemplateOptions = (),
+        tools: Sequence[Tool] = (),
+        speaker: Speaker = "assistant",
     ) -> str:
-        """The prompt's text, up to where the assistant begins to speak. Raises ``HeadraceError`` where the
+        """The prompt's text, up to where the ``speaker`` goes on. Raises ``HeadraceError`` where the
         template refuses the messages (roles that do not alternate, no system role, …) or fails on them."""
         if self._template is None:
             raise HeadraceError(
                 "invalid_request", "This model has no chat template: use /v1/completions.", param="model"
             )
         shown = [self._shown(message) for message in messages]
+        if speaker == "last":
+            shown[-1]["content"] += _BREAK
         try:
-            return self._template.render(
+            text = self._template.render(
                 {
                     **dict(options),
                     "messages": shown,
                     "tools": [{"type": "function", "function": tool.function()} for tool in tools] or None,
                     "documents": None,
-                    "add_generation_prompt": True,
+                    "add_generation_prompt": speaker == "assistant",
                     **self._special,
                 }
             )
@@ -94,6 +103,12 @@ class ChatTokenizer:
             kind = type(error).__name__  # its text may quote the messages, or us
             log.warning("a chat template failed with %s", kind)
             raise _refused(f"fails on these messages ({kind}): change their roles or content.") from error
+        if speaker != "last":
+            return text
+        before, broken, _ = text.rpartition(_BREAK)
+        if not broken:
+            raise _refused("does not show the last message as it is, so that it cannot be continued.")
+        return before
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """``add_special_tokens`` for text that no template has put them into. Releases the GIL."""

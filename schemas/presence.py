@@ -17,7 +17,7 @@ class WorkerCard(
 ):
     """Refreshed every ``interval_s``, the worker's own setting; older than three intervals means dead.
     ``tokenizer`` is the object name in ``hr_tokenizers``; the limits let a gateway refuse at once what
-    the engine would refuse later."""
+    the engine would refuse later. ``structured_output``: the engine can follow a schema or grammar."""
 
     worker: WorkerId
     model: ModelToken
@@ -39,3 +39,4 @@ class WorkerCard(
     pid: int = 0
     version: str = ""
     interval_s: Annotated[float, Meta(gt=0, le=15)] = 2.0
+    structured_output: bool = False

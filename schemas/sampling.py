@@ -13,6 +13,9 @@ import msgspec
 from msgspec import Meta
 
 MAX_TOKENS_CEILING = 1 << 20
+# Of a grammar in any form, or of all bad words. Grammars are compiled by a few threads of the engine core
+# that no abort frees, and all others wait behind: a list of choices of 600 KB took more than 40 s.
+MAX_TEXT_BYTES = 64 << 10
 Vocab = Annotated[int, Meta(ge=0, lt=1 << 31)]  # a token id; the worker also checks it against the model
 
 

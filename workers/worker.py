@@ -259,6 +259,7 @@ class Worker:
             pid=os.getpid(),
             version=version("headrace"),
             interval_s=self._config.worker.presence_interval_s,
+            structured_output=info.structured_output,
         )
 
     def _show_load(self, info: EngineInfo) -> None:

@@ -14,12 +14,13 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
-from gateway.api import chat_completions, errors, ops, responses_http, simple_chat
+from gateway.api import chat_completions, completions, errors, ops, responses_http, simple_chat
 from gateway.api.front import Front, caller_of
 from gateway.api.guard import Guard, Seats, is_loopback
 from gateway.api.http_request import ClientGone
 from gateway.api.page_files import PageFiles
 from gateway.api.parse_chat import ChatCompletion, Question
+from gateway.api.parse_completions import Completion
 from gateway.api.parse_responses import ResponseCreate
 from gateway.api.responses_ws import ResponsesSession
 from gateway.api.simple_chat import SimpleChatSession
@@ -99,6 +100,10 @@ def _chats(app: FastAPI, front: Front) -> None:
     async def create_chat_completion(request: Request) -> Response:
         return await chat_completions.create(front, request)
 
+    @app.post("/v1/completions", openapi_extra=_takes("Completion"))
+    async def create_completion(request: Request) -> Response:
+        return await completions.create(front, request)
+
     @app.post("/chat", openapi_extra=_takes("Question"))
     async def chat(request: Request) -> Response:
         return await simple_chat.post(front, request)
@@ -169,7 +174,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         document = get_openapi(title=TITLE, version=app.version, routes=app.routes)
         _, schemas = msgspec.json.schema_components(
-            [ResponseCreate, ChatCompletion, Question], ref_template=_REF
+            [ResponseCreate, ChatCompletion, Completion, Question], ref_template=_REF
         )
         document.setdefault("components", {}).setdefault("schemas", {}).update(schemas)
         app.openapi_schema = document

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from starlette.responses import Response
@@ -16,10 +17,10 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.api.errors import internal
 from gateway.api.front import Front
-from gateway.api.http_request import ClientGone
+from gateway.api.http_request import ClientGone, give_up_all
 from gateway.api.token_logprobs import off_loop
 from gateway.generation import Update
-from gateway.live import Live
+from gateway.live import Live, LiveReader
 from schemas.errors import HeadraceError
 
 log = logging.getLogger(__name__)
@@ -30,28 +31,34 @@ _HEADERS = [
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One response and how it is shown. ``frames`` turns an update into bytes for the wire."""
+
+    live: Live
+    frames: Callable[[Update], bytes]
+    from_token: int = 0
+
+
 class EventStream(Response):
-    """``frames`` turns an update into bytes for the wire; ``failed`` does so for a bug met on the way.
-    A comment goes out when nothing else did for ``gateway.ping_interval_s``, so that proxies keep the
-    connection and a dead client is noticed."""
+    """What the sources say, as it comes; where one of several fails, the others end. ``failed`` turns a bug
+    met on the way into bytes. A comment goes out when nothing else did for ``gateway.ping_interval_s``, so
+    that proxies keep the connection and a dead client is noticed."""
 
     def __init__(
         self,
         front: Front,
-        live: Live,
+        sources: Sequence[Source],
         *,
-        from_token: int = 0,
-        opening: bytes,
-        frames: Callable[[Update], bytes],
+        opening: bytes = b"",
         failed: Callable[[HeadraceError], bytes],
         headers: dict[str, str],
     ) -> None:
         super().__init__()
         self._front = front
-        self._live = live
-        self._reader = live.reader(from_token)
+        self._sources = sources
+        self._readers = [source.live.reader(source.from_token) for source in sources]
         self._opening = opening
-        self._frames = frames
         self._failed = failed
         self._more = [(name.encode(), value.encode()) for name, value in headers.items()]
         self._writing = asyncio.Lock()
@@ -66,18 +73,19 @@ class EventStream(Response):
                 await self._pump(send)
                 watching.cancel()
         except* ClientGone:
-            pass  # the response goes on for the grace time, and can be resumed
+            pass  # a response goes on for the grace time, and can be resumed; of several only one is known
         finally:
-            self._reader.close()
+            for reader in self._readers:
+                reader.close()
+            if len(self._sources) > 1:
+                await give_up_all(self._front, [source.live for source in self._sources])
 
     async def _pump(self, send: Send) -> None:
         with self._front.answering(new=False):
             try:
                 if self._opening:
                     await self._write(send, self._opening)
-                while updates := await self._reader.next():
-                    if data := await off_loop(self._live, updates, partial(self._joined, updates)):
-                        await self._write(send, data)
+                await self._follow_all(send)
             except HeadraceError as error:  # lost to this gateway: to be asked for again
                 await self._write(send, self._failed(error))
             except Exception:
@@ -85,8 +93,32 @@ class EventStream(Response):
                 await self._write(send, self._failed(internal()))
             await self._write(send, b"", last=True)
 
-    def _joined(self, updates: list[Update]) -> bytes:
-        return b"".join(map(self._frames, updates))
+    async def _follow_all(self, send: Send) -> None:
+        following = [
+            self._follow(source, reader, send)
+            for source, reader in zip(self._sources, self._readers, strict=True)
+        ]
+        if len(following) == 1:
+            await following[0]
+            return
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                running = [tasks.create_task(work, name="follow-choice") for work in following]
+                for done in asyncio.as_completed(running):
+                    if not await done:
+                        break
+                for task in running:
+                    task.cancel()
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from group
+
+    async def _follow(self, source: Source, reader: LiveReader, send: Send) -> bool:
+        """Whether it ended well."""
+        while updates := await reader.next():
+            if data := await off_loop(source.live, updates, partial(_joined, source.frames, updates)):
+                await self._write(send, data)
+        end = source.live.end
+        return end is not None and end.outcome not in ("failed", "cancelled")
 
     async def _write(self, send: Send, data: bytes, *, last: bool = False) -> None:
         async with self._writing:
@@ -107,3 +139,7 @@ class EventStream(Response):
                 if self._silent:
                     await self._write(send, b": waiting\n\n")
                 self._silent = True
+
+
+def _joined(frames: Callable[[Update], bytes], updates: list[Update]) -> bytes:
+    return b"".join(map(frames, updates))

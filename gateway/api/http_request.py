@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -79,8 +79,9 @@ async def generate(
         live = await submit(front, generation, names)
         if stream is not None:
             return stream(live)
-        end = await _until_ended_for(front, live, request)
-        return json_answer(await answer(live, end), live)
+        await until_ended_for(front, [live], request)
+        assert live.end is not None
+        return json_answer(await answer(live, live.end), live)
 
 
 async def submit(front: Front, generation: Generation, names: Mapping[str, str] | None = None) -> Live:
@@ -113,9 +114,9 @@ async def give_up(front: Front, live: Live) -> None:
             await front.pipeline.cancel(live.response_id, live.tenant)
 
 
-async def _until_ended_for(front: Front, live: Live, request: Request) -> Ended:
-    """Raises ``ClientGone``, and then the response is cancelled, because its client never learned its id;
-    but not one that it may ask for again: that one has the grace time."""
+async def until_ended_for(front: Front, lives: Sequence[Live], request: Request) -> None:
+    """Until all have ended, or one has failed. Raises ``ClientGone``, and then they are cancelled, because
+    the client never learned their ids; but not what it may ask for again: that has the grace time."""
 
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -124,14 +125,27 @@ async def _until_ended_for(front: Front, live: Live, request: Request) -> Ended:
 
     try:
         async with asyncio.TaskGroup() as tasks:
-            watching = tasks.create_task(watch(), name=f"watch-{live.response_id}")
-            end = await until_ended(live)
-            watching.cancel()
-            return end
+            watching = tasks.create_task(watch(), name=f"watch-{lives[0].response_id}")
+            waiting = [
+                tasks.create_task(until_ended(live), name=f"end-of-{live.response_id}") for live in lives
+            ]
+            for ended in asyncio.as_completed(waiting):
+                if (await ended).outcome in ("failed", "cancelled"):
+                    break
+            for task in (watching, *waiting):
+                task.cancel()
+            return
     except* ClientGone:
-        if not live.is_repeatable:
-            await give_up(front, live)
+        await give_up_all(front, lives)
     raise ClientGone
+
+
+async def give_up_all(front: Front, lives: Iterable[Live]) -> None:
+    """Those that have not ended; but not what the client may ask for again."""
+    async with asyncio.TaskGroup() as tasks:
+        for live in lives:
+            if live.end is None and not live.is_repeatable:
+                tasks.create_task(give_up(front, live), name=f"give-up-{live.response_id}")
 
 
 def json_answer(body: msgspec.Struct, live: Live) -> Response:

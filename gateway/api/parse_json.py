@@ -99,7 +99,9 @@ def _refused(text: str) -> HeadraceError:
         return HeadraceError(
             "invalid_request", f"{name!r} is missing{_where(path)}.", param=f"{path}.{name}" if path else name
         )
-    code = "invalid_token_id" if path.startswith("stop_token_ids[") else "invalid_value"
+    code = (
+        "invalid_token_id" if path.startswith(("stop_token_ids[", "allowed_token_ids[")) else "invalid_value"
+    )
     shown = f"{path}: " if path else ""
     return HeadraceError(code, f"{shown}{_reason(problem)}.", param=path or None)
 

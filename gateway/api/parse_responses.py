@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from gateway.api.parse_json import JsonObject, to_request
 from gateway.api.parse_sampling import IdempotencyKey, Label, Metadata, SamplingFields, TokenLimit
+from gateway.api.parse_structured import of_output_format, refuse_other_formats
 from gateway.api.parse_tools import (
     Assistant,
     Effort,
@@ -23,7 +24,7 @@ from gateway.api.parse_tools import (
     output_message,
     tools_of,
 )
-from gateway.api.responses_object import Echo
+from gateway.api.responses_object import Echo, OutputFormat, TextFormat
 from gateway.caller import Caller
 from gateway.generation import ChatMessage, Generation
 from schemas.config import Gateway
@@ -79,14 +80,8 @@ class ConversationRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     id: Label
 
 
-class TextFormat(msgspec.Struct, frozen=True):
-    """Of the other formats' fields nothing is read: they are refused by their type."""
-
-    type: str
-
-
 class TextConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    format: TextFormat | None = None
+    format: OutputFormat | None = None
     verbosity: str | None = None
 
 
@@ -127,6 +122,8 @@ def parse_create(raw: JsonObject) -> ResponseCreate:
     """Raises ``HeadraceError``; see ``parse_json`` for the codes."""
     _refuse_summaries(raw.get("reasoning"))
     raw = {**raw, "input": _items(raw["input"])} if "input" in raw else raw
+    if isinstance(text := raw.get("text"), dict):
+        refuse_other_formats(text.get("format"), "text.format")
     create = to_request(raw, ResponseCreate, unsupported=UNSUPPORTED)
     _refuse_unserved(create)
     return create
@@ -155,13 +152,14 @@ def to_generation(
     tools = tools_of(create.tools, nested=False)
     choice, named = choice_of(create.tool_choice, tools, nested=False)
     max_tokens = create.max_output_tokens or limits.default_max_tokens
+    structured = of_output_format(_format(create))
     return Generation(
         api="responses",
         tenant=caller.tenant,
         quota=caller.quota,
         model=create.model or "",
         messages=_messages(create),
-        sampling=create.sampling(max_tokens, logprobs=_logprobs(create)),
+        sampling=create.sampling(max_tokens, logprobs=_logprobs(create), structured=structured),
         max_tokens_given=create.max_output_tokens is not None,
         tools=tools,
         tool_choice=choice,
@@ -232,7 +230,6 @@ def _refuse_unserved(create: ResponseCreate) -> None:
         "generate": (create.generate is False, "leave it out"),
         "include": (bool(set(create.include or ()) - {LOGPROBS}), f"only {LOGPROBS!r} is"),
         "service_tier": (create.service_tier not in (None, "auto", "default"), "use 'auto'"),
-        "text.format": (text.format is not None and text.format.type != "text", "use {'type': 'text'}"),
         "text.verbosity": (text.verbosity is not None, "leave it out"),
         "truncation": _truncation(create),
     }
@@ -305,7 +302,15 @@ def _previous(given: str | None) -> ResponseId | None:
 
 
 def _echo(create: ResponseCreate) -> Echo:
-    given = {name: value for name in Echo.__struct_fields__ if (value := getattr(create, name)) is not None}
+    given = {
+        name: value
+        for name in Echo.__struct_fields__
+        if name != "format" and (value := getattr(create, name)) is not None
+    }
     if create.reasoning is not None:
         given["reasoning"] = {"effort": create.reasoning.effort, "summary": None}
-    return Echo(**given)
+    return Echo(**given, format=_format(create) or TextFormat())
+
+
+def _format(create: ResponseCreate) -> OutputFormat | None:
+    return None if create.text is None else create.text.format

@@ -13,11 +13,13 @@ import msgspec
 from msgspec import Meta
 
 from schemas.errors import HeadraceError
-from schemas.sampling import MAX_TOKENS_CEILING, Sampling, Vocab
+from schemas.sampling import MAX_TOKENS_CEILING, Sampling, StructuredOutput, Vocab
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_TOKEN_IDS = 64
 MAX_LOGIT_BIASES = 1024
+MAX_ALLOWED_TOKEN_IDS = 1 << 16
+MAX_BAD_WORDS = 64  # of 256 characters: no more than ``MAX_TEXT_BYTES`` in all
 
 StopString = Annotated[str, Meta(min_length=1, max_length=256)]
 Stop = StopString | Annotated[list[StopString], Meta(max_length=MAX_STOP_STRINGS)]
@@ -46,8 +48,14 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     min_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS_CEILING)] | None = None
     stop_token_ids: Annotated[list[Vocab], Meta(max_length=MAX_STOP_TOKEN_IDS)] | None = None
     ignore_eos: bool | None = None
+    bad_words: Annotated[list[StopString], Meta(max_length=MAX_BAD_WORDS)] | None = None
+    allowed_token_ids: Annotated[list[Vocab], Meta(min_length=1, max_length=MAX_ALLOWED_TOKEN_IDS)] | None = (
+        None
+    )
 
-    def sampling(self, max_tokens: int, *, logprobs: int | None = None) -> Sampling:
+    def sampling(
+        self, max_tokens: int, *, logprobs: int | None = None, structured: StructuredOutput | None = None
+    ) -> Sampling:
         """Raises ``invalid_value`` and ``invalid_token_id``. Whether an id is in the model's vocabulary
         is checked where the model is known."""
         min_tokens = self.min_tokens or 0
@@ -69,6 +77,9 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             logit_bias=_token_biases(self.logit_bias) if self.logit_bias else None,
             stop_token_ids=tuple(self.stop_token_ids or ()),
             ignore_eos=bool(self.ignore_eos),
+            bad_words=tuple(self.bad_words or ()),
+            allowed_token_ids=None if self.allowed_token_ids is None else tuple(self.allowed_token_ids),
+            structured=structured,
         )
 
     def stop_strings(self) -> tuple[str, ...]:

@@ -120,6 +120,7 @@ def choice_of(
         case "required" if names:
             return "required", ""
         case {"type": "function"}:
+            assert isinstance(given, dict)
             fields = given.get("function") if nested else given
             name = fields.get("name") if isinstance(fields, dict) else None
             if name not in names:

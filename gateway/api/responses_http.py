@@ -12,7 +12,7 @@ from starlette.responses import Response
 from broker.metrics import RESUMES
 from gateway.api import responses_object
 from gateway.api.errors import of_end
-from gateway.api.event_stream import EventStream
+from gateway.api.event_stream import EventStream, Source
 from gateway.api.front import Front, caller_of
 from gateway.api.http_request import generate, json_answer, read_object, until_ended
 from gateway.api.parse_json import unknown_parameter
@@ -113,10 +113,8 @@ def _stream(front: Front, live: Live, *, after: int) -> Response:
 
     return EventStream(
         front,
-        live,
-        from_token=first_token(live, after),
+        [Source(live, frames, first_token(live, after))],
         opening=b"".join(map(_frame, events.opening())),
-        frames=frames,
         failed=_failed,
         headers={"x-request-id": live.response_id},
     )

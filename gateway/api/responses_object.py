@@ -24,12 +24,32 @@ ItemStatus = Literal["in_progress", "completed", "incomplete"]
 Nothing = Annotated[list[Any], Meta(max_length=0)]  # features not served yet: always empty
 
 
-class TextFormat(msgspec.Struct, frozen=True, tag_field="type", tag="text"):
+class TextFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="text"):
     pass
 
 
+class JsonObjectFormat(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="json_object"
+):
+    pass
+
+
+class JsonSchemaFormat(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="json_schema"
+):
+    """``strict`` or not, the schema is followed."""
+
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")]
+    schema: dict[str, Any]  # a JSON Schema: its keys are the schema language's, not ours
+    description: str | None = None
+    strict: bool | None = None
+
+
+OutputFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat
+
+
 class TextConfig(msgspec.Struct, frozen=True):
-    format: TextFormat = TextFormat()
+    format: OutputFormat = TextFormat()
 
 
 class Echo(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +70,7 @@ class Echo(msgspec.Struct, frozen=True, kw_only=True):
     tools: list[dict[str, Any]] = []
     reasoning: dict[str, Any] | None = None
     top_logprobs: int = 0
+    format: OutputFormat = TextFormat()  # of the text
 
 
 class OutputText(msgspec.Struct, frozen=True, tag_field="type", tag="output_text"):
@@ -291,6 +312,7 @@ def _build(
         tools=echo.tools,
         reasoning=echo.reasoning,
         top_logprobs=echo.top_logprobs,
+        text=TextConfig(echo.format),
         truncation="disabled" if alone else "auto",
         memory=head.memory,
     )

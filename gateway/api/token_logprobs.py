@@ -46,6 +46,11 @@ class Spelling(NamedTuple):
         return spelled
 
 
+def spelled_as_ids() -> Spelling:
+    """As vLLM's ``return_tokens_as_token_ids`` has it: no two tokens look alike."""
+    return Spelling(lambda token_id: b"token_id:%d" % token_id, {})
+
+
 class Spellings:
     """Of all models; beyond ``MAX_MODELS`` all are forgotten and begun anew."""
 

@@ -30,6 +30,7 @@ class EngineInfo:
     vocab_size: int
     eos_token_ids: tuple[int, ...]
     tokenizer_dir: Path
+    structured_output: bool = False  # can be made to follow a schema or a grammar
 
 
 @dataclass(frozen=True, slots=True)

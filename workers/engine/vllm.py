@@ -129,6 +129,7 @@ class VllmEngine:
             vocab_size=self._limits.vocab_size,
             eos_token_ids=tuple(dict.fromkeys(token for token in eos if token is not None)),
             tokenizer_dir=self._model.path,
+            structured_output=True,
         )
 
     async def close(self) -> None:

@@ -14,16 +14,13 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from schemas.sampling import Sampling, StructuredOutput
+from schemas.sampling import MAX_TEXT_BYTES, Sampling, StructuredOutput
 from workers.engine.base import EngineRequest, RequestEnd
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
 
-# Of a grammar in any form, or of all bad words. Grammars are compiled by a few threads of the engine core
-# that no abort frees, and all others wait behind: a list of choices of 600 KB took more than 40 s.
-MAX_TEXT_BYTES = 64 << 10
 MAX_BAD_WORDS = 256  # each is tokenized in the worker's event loop
 
 FORCED = "headrace_forced"  # in vLLM's extra_args: ids that the sampler is made to emit first

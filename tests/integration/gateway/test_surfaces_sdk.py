@@ -248,8 +248,10 @@ async def test_refusals_are_the_sdks_exceptions(client: AsyncOpenAI, model: str)
         await client.responses.create(model=model, input="x" * 300_000)
     assert bad.value.code == "context_length_exceeded"
     with pytest.raises(openai.BadRequestError) as unsupported:
-        await client.chat.completions.create(model=model, messages=[{"role": "user", "content": "x"}], n=2)
-    assert (unsupported.value.code, unsupported.value.param) == ("unsupported_parameter", "n")
+        await client.chat.completions.create(
+            model=model, messages=[{"role": "user", "content": "x"}], store=True
+        )
+    assert (unsupported.value.code, unsupported.value.param) == ("unsupported_parameter", "store")
     with pytest.raises(openai.NotFoundError):
         await client.responses.retrieve("resp_01JD0000000000000000000000")
     assert (await client.models.retrieve(model)).id == model

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.generation import ChatMessage
+from gateway.generation import ChatMessage, Speaker
 from gateway.tokenizer import ChatTokenizer
 from schemas.errors import HeadraceError
 from tests.unit.gateway.tokenizers_built import byte_level
@@ -98,3 +98,36 @@ def test_files_of_a_tokenizer_folder(tmp_path: Path, caplog: pytest.LogCaptureFi
         refused.value.message == "The model's tokenizer cannot be read."
     )  # no path, nor what is in the file
     assert str(tmp_path) in caplog.text
+
+
+TURNS = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content | trim if trimmed else m.content }}[/]{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% if thinking is defined and not thinking %}no thoughts{% endif %}"
+    "{% endif %}"
+)
+
+
+def test_options_go_to_the_template_and_cannot_replace_what_is_the_gateways() -> None:
+    assert chat(TURNS).render([user("x")], options=(("thinking", False),)) == (
+        "[user]x[/][assistant]no thoughts"
+    )
+    options = (("messages", "mine"), ("add_generation_prompt", False), ("self", 1))
+    assert chat(TURNS).render([user("x")], options=options) == "[user]x[/][assistant]"
+
+
+@pytest.mark.parametrize(
+    ("speaker", "text"),
+    [
+        ("assistant", "[user]x[/][assistant]so [/][assistant]"),
+        ("nobody", "[user]x[/][assistant]so [/]"),
+        ("last", "[user]x[/][assistant]so "),
+    ],
+)
+def test_who_goes_on(speaker: Speaker, text: str) -> None:
+    assert chat(TURNS).render([user("x"), ChatMessage("assistant", "so ")], speaker=speaker) == text
+
+
+def test_a_message_that_the_template_does_not_show_cannot_be_continued() -> None:
+    with pytest.raises(HeadraceError, match="cannot be continued") as refused:
+        chat("{{ messages[0].content }}").render([user("x"), user("y")], speaker="last")
+    assert refused.value.code == "invalid_request"

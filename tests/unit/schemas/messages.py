@@ -102,6 +102,7 @@ MESSAGES: dict[str, Message] = {
         pid=42,
         version="0.1.0",
         interval_s=5.0,
+        structured_output=True,
     ),
     "started": Started(
         attempt=2,

@@ -60,6 +60,13 @@ def test_a_card_of_before_it_told_its_interval_decodes() -> None:
     assert card == msgspec.structs.replace(MESSAGES["worker"], interval_s=2.0)
 
 
+def test_a_card_of_before_it_told_of_structured_output_decodes() -> None:
+    earlier = _read(MESSAGES["worker"])
+    del earlier["structured_output"]
+    card = codec.decode_worker_card(msgpack.packb(earlier))
+    assert card == msgspec.structs.replace(MESSAGES["worker"], structured_output=False)
+
+
 def test_a_job_of_before_idempotency_keys_decodes() -> None:
     earlier = _read(MESSAGES["job"])
     del earlier["request_digest"]

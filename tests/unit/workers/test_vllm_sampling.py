@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.ids import ResponseId
-from schemas.sampling import Sampling, StructuredOutput
+from schemas.sampling import MAX_TEXT_BYTES, Sampling, StructuredOutput
 from workers.engine.base import EngineDead, EngineRequest, RequestEnd
 from workers.engine.vllm_boot import check_names, cpu_defaults
-from workers.engine.vllm_sampling import MAX_TEXT_BYTES, Admitted, Limits, admit
+from workers.engine.vllm_sampling import Admitted, Limits, admit
 
 LIMITS = Limits(vocab_size=100, max_model_len=64)
 PLAIN = Sampling(max_tokens=8)

@@ -1,0 +1,128 @@
+"""Several answers to one request: sibling responses, each a job of its own, accepted together or not at all,
+and given up together. Must not know any API's JSON."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.api.front import Front, caller_of
+from gateway.api.http_request import (
+    give_up_all,
+    idempotency_key,
+    json_answer,
+    submit,
+    traceparent,
+    until_ended_for,
+)
+from gateway.generation import Ended, Generation
+from gateway.live import Live, now_ms
+from schemas.errors import HeadraceError
+from schemas.reply import Usage
+from schemas.sampling import Sampling
+
+_SEEDS = 1 << 64
+_BAD = ("failed", "cancelled")
+
+
+def siblings(generation: Generation, count: int) -> list[Generation]:
+    """``count`` that differ in their seeds only, if one is given: they do not depend on each other."""
+    return [
+        replace(generation, sampling=_seeded(generation.sampling, i), sibling=(i, count))
+        for i in range(count)
+    ]
+
+
+def _seeded(sampling: Sampling, i: int) -> Sampling:
+    if sampling.seed is None or i == 0:
+        return sampling
+    seed = (sampling.seed + i + _SEEDS // 2) % _SEEDS - _SEEDS // 2  # seeds are 64-bit integers
+    return msgspec.structs.replace(sampling, seed=seed)
+
+
+async def generate_choices(
+    front: Front,
+    request: Request,
+    to_generations: Callable[..., list[Generation]],
+    *,
+    stream: Callable[[list[Live]], Awaitable[Response]] | None,
+    answer: Callable[[list[Live]], Awaitable[msgspec.Struct]],
+    failure: Callable[[Ended], HeadraceError],
+    names: Mapping[str, str],
+) -> Response:
+    """As ``http_request.generate``, for a request that several responses answer. ``x-request-id`` is the
+    first one's id; ``failure`` says what went wrong with one of them, which ends all. Raises
+    ``HeadraceError``, ``ClientGone``."""
+    generations = to_generations(
+        caller=caller_of(request),
+        limits=front.limits,
+        received_unix_ms=now_ms(),
+        traceparent=traceparent(request),
+    )
+    if (key := idempotency_key(request)) is not None:
+        generations = [replace(g, idempotency_key=_key_of(key, i)) for i, g in enumerate(generations)]
+    with front.answering():
+        lives = await _submit_all(front, generations, names)
+        if stream is not None:
+            return await stream(lives)
+        await until_ended_for(front, lives, request)
+        bad = [live.end for live in lives if live.end is not None and live.end.outcome in _BAD]
+        if bad:
+            await give_up_all(front, lives)
+            raise failure(bad[0])
+        return json_answer(await answer(lives), lives[0])
+
+
+async def _submit_all(
+    front: Front, generations: Sequence[Generation], names: Mapping[str, str]
+) -> list[Live]:
+    if len(generations) == 1:
+        return [await submit(front, generations[0], names)]
+    lives: dict[int, Live] = {}
+
+    async def one(i: int, generation: Generation) -> None:
+        lives[i] = await submit(front, generation, names)
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for i, generation in enumerate(generations):
+                tasks.create_task(one(i, generation), name=f"submit-choice-{i}")
+    except BaseExceptionGroup as group:
+        await give_up_all(front, lives.values())
+        raise group.exceptions[0] from group
+    return [lives[i] for i in range(len(generations))]
+
+
+def _key_of(key: str, i: int) -> str:
+    """A header has no line breaks, so no other request has this key."""
+    return key if i == 0 else f"{key}\n{i}"
+
+
+def usage_so_far(live: Live) -> Usage:
+    return Usage(prompt_tokens=len(live.job.prompt_ids), completion_tokens=live.total)
+
+
+class Tally:
+    """The usage of all choices. A prompt counts once, however many choices it has, as at OpenAI; of its
+    siblings the first tells what was cached."""
+
+    def __init__(self, responses: int, *, choices: int) -> None:
+        self._waiting = responses
+        self._choices = choices
+        self._sum = Usage()
+
+    def add(self, index: int, usage: Usage) -> Usage | None:
+        """The sum, once all have ended."""
+        first = index % self._choices == 0
+        self._sum = Usage(
+            prompt_tokens=self._sum.prompt_tokens + (usage.prompt_tokens if first else 0),
+            cached_tokens=self._sum.cached_tokens + (usage.cached_tokens if first else 0),
+            completion_tokens=self._sum.completion_tokens + usage.completion_tokens,
+        )
+        self._waiting -= 1
+        return None if self._waiting else self._sum
