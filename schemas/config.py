@@ -88,8 +88,9 @@ class Worker(_Section, frozen=True):
 
 
 class Sim(_Section, frozen=True):
-    """The simulated engine: times of one request, shared batch, faults at start. It answers in word salad; but
-    where the last message of a prompt has ``<|say|>`` in it, with what stands behind that, to the letter."""
+    """The simulated engine: times of one request, shared batch, faults at start. It answers in word salad;
+    but where the last message of a prompt has ``<|say|>`` in it, with what stands behind that, to the
+    letter."""
 
     name: str = "headrace-sim"
     slots: Positive = 64

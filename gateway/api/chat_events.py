@@ -132,8 +132,8 @@ def completion(
     logprobs: msgspec.Raw | None,
     items: Sequence[Item] | None = None,
 ) -> ChatCompletion:
-    """``items``: where the answer is more than text. Raises ``HeadraceError`` for a response that failed or was
-    cancelled."""
+    """``items``: where the answer is more than text. Raises ``HeadraceError`` for a response that failed
+    or was cancelled."""
     reason = finish_reason(end)
     if reason is None:
         raise failure(end)

@@ -270,7 +270,7 @@ def _refuse_unserved(chat: ChatCompletion) -> None:
 def _message(i: int, sent: Message) -> ChatMessage:
     if sent.content is None and not (sent.role == "assistant" and sent.tool_calls):
         raise HeadraceError(
-            "invalid_request", f"messages[{i}]: content is missing.", param=f"messages[{i}].content"
+            "invalid_value", f"messages[{i}].content: give a string or parts.", param=f"messages[{i}].content"
         )
     if (sent.role == "tool") != (sent.tool_call_id is not None):
         problem = f"messages[{i}]: tool_call_id belongs to messages of the role tool, and to each."

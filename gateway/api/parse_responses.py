@@ -187,7 +187,7 @@ def _refuse_summaries(reasoning: object) -> None:
 
 
 def _items(items: object) -> object:
-    """Input items with their type. Those that exist at OpenAI but are not served, and such parts, get a
+    """Input items with their type, and without the nulls that SDKs write for what they do not use. Those that exist at OpenAI but are not served, and such parts, get a
     message that says so, before the struct would complain about their fields."""
     if not isinstance(items, list):
         return items
@@ -207,7 +207,7 @@ def _items(items: object) -> object:
             raise HeadraceError(
                 "unsupported_parameter", f"{param} cannot be read: leave it out.", param=param
             )
-        typed.append({**{k: v for k, v in item.items() if k != "encrypted_content"}, "type": kind})
+        typed.append({**{k: v for k, v in item.items() if v is not None}, "type": kind})
         parts = item.get("content") if kind == "message" else item.get("output")
         for j, part in enumerate(parts if isinstance(parts, list) else ()):
             kind = part.get("type") if isinstance(part, dict) else None

@@ -138,8 +138,8 @@ class OutputParser:
             reading.at = start
 
     def _text(self) -> Wait[str | None]:
-        """The message up to a marker, which is returned with the reading on it. White space that only
-        leads from reasoning or a call to the next thing is dropped."""
+        """The message up to a marker, which is returned with the reading on it, or on white space
+        before it. White space that only leads from reasoning or a call to the next thing is dropped."""
         reading = self._reading
         if not self._fresh:
             yield from reading.spaces()
@@ -153,7 +153,6 @@ class OutputParser:
             if not blank or (reading.ended and not marker and self._fresh):
                 self._tell(Words, end)
             if marker:
-                reading.at = found if blank else 0
                 reading.forget()
                 return marker
             if reading.ended:
@@ -168,13 +167,14 @@ class OutputParser:
     def _marked(self, marker: str) -> Wait[None]:
         """A call, or else the marker is text, and what comes behind it is looked at anew."""
         reading = self._reading
-        reading.at = len(marker)
+        end = reading.text.index(marker) + len(marker)
+        reading.at = end
         if (yield from self._call_behind(marker)):
             self._fresh = False
             reading.forget()
         else:
             reading.at = 0
-            self._tell(Words, len(marker))
+            self._tell(Words, end)
             self._fresh = True
 
     def _call_behind(self, marker: str) -> Wait[bool]:

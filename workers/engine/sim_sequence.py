@@ -58,11 +58,12 @@ def start_state(prompt_ids: Iterable[int], seed: int | None) -> SimState:
 def dictated(prompt_ids: Sequence[int]) -> Sequence[int] | None:
     """What the prompt's last message says that is to be answered: all of it behind ``<|say|>``. None where it
     says nothing of the kind."""
-    start = len(prompt_ids)
-    for _ in range(2):  # of the answer, and of the message before it
-        start = _rindex(prompt_ids, START_ID, start)
-    said = _rindex(prompt_ids, SAY_ID, len(prompt_ids))
-    if said < 0 or said < start:
+    if SAY_ID not in prompt_ids:
+        return None
+    answer = _rindex(prompt_ids, START_ID, len(prompt_ids))
+    message = _rindex(prompt_ids, START_ID, answer)
+    said = _rindex(prompt_ids, SAY_ID, answer)
+    if not 0 <= message < said:
         return None
     end = next((i for i in range(said + 1, len(prompt_ids)) if prompt_ids[i] >= FIRST_SPECIAL_ID), None)
     return prompt_ids[said + 1 : end]
