@@ -57,7 +57,7 @@ class EventStream(Response):
         super().__init__()
         self._front = front
         self._sources = sources
-        self._readers = [source.live.reader(source.from_token) for source in sources]
+        self._readers = [front.reader(source.live, source.from_token) for source in sources]
         self._opening = opening
         self._failed = failed
         self._more = [(name.encode(), value.encode()) for name, value in headers.items()]
@@ -76,7 +76,7 @@ class EventStream(Response):
             pass  # a response goes on for the grace time, and can be resumed; of several only one is known
         finally:
             for reader in self._readers:
-                reader.close()
+                self._front.leave(reader)
             if len(self._sources) > 1:
                 await give_up_all(self._front, [source.live for source in self._sources])
 

@@ -95,13 +95,14 @@ async def submit(front: Front, generation: Generation, names: Mapping[str, str] 
         raise HeadraceError(error.code, error.message, param=named) from error
 
 
-async def until_ended(live: Live) -> Ended:
-    reader = live.reader()
+async def until_ended(front: Front, live: Live) -> Ended:
+    """Raises ``HeadraceError`` where the response is lost to this gateway, or that is going away."""
+    reader = front.reader(live)
     try:
         while await reader.next():
             pass
     finally:
-        reader.close()
+        front.leave(reader)
     if live.end is None:
         raise RuntimeError("the updates of a response ended before the response")
     return live.end
@@ -115,29 +116,47 @@ async def give_up(front: Front, live: Live) -> None:
 
 
 async def until_ended_for(front: Front, lives: Sequence[Live], request: Request) -> None:
-    """Until all have ended, or one has failed. Raises ``ClientGone``, and then they are cancelled, because
-    the client never learned their ids; but not what it may ask for again: that has the grace time."""
+    """Until all have ended, or one has failed. Raises ``ClientGone``, and what ``until_ended`` raises; then
+    they are cancelled, because the client never learned their ids; but not what it may ask for again: that
+    has the grace time."""
 
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
         raise ClientGone
 
+    trouble: Exception = ClientGone()
     try:
         async with asyncio.TaskGroup() as tasks:
             watching = tasks.create_task(watch(), name=f"watch-{lives[0].response_id}")
-            waiting = [
-                tasks.create_task(until_ended(live), name=f"end-of-{live.response_id}") for live in lives
-            ]
-            for ended in asyncio.as_completed(waiting):
-                if (await ended).outcome in ("failed", "cancelled"):
-                    break
-            for task in (watching, *waiting):
-                task.cancel()
-            return
+            try:
+                await _until_settled(front, lives)
+                return
+            except HeadraceError as error:
+                trouble = error
+            finally:
+                watching.cancel()
     except* ClientGone:
-        await give_up_all(front, lives)
-    raise ClientGone
+        pass
+    await give_up_all(front, lives)
+    raise trouble
+
+
+async def _until_settled(front: Front, lives: Sequence[Live]) -> None:
+    if len(lives) == 1:
+        await until_ended(front, lives[0])
+        return
+    waiting = [
+        asyncio.create_task(until_ended(front, live), name=f"end-of-{live.response_id}") for live in lives
+    ]
+    try:
+        for ended in asyncio.as_completed(waiting):
+            if (await ended).outcome in ("failed", "cancelled"):
+                return
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
 
 
 async def give_up_all(front: Front, lives: Iterable[Live]) -> None:

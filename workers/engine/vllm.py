@@ -16,6 +16,7 @@ from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 from schemas.ids import ResponseId
+from schemas.sampling import StructuredOutput
 from workers.engine.base import (
     Delta,
     EngineDead,
@@ -27,7 +28,7 @@ from workers.engine.base import (
 )
 from workers.engine.vllm_boot import EngineSteps, boot
 from workers.engine.vllm_output import Replay, delta_of
-from workers.engine.vllm_sampling import FORCED, Admitted, Limits, admit, vllm_params
+from workers.engine.vllm_sampling import FORCED, Admitted, Limits, admit, structured_params, vllm_params
 from workers.models import ModelFolder
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class VllmEngine:
             self._cores = self._processes()
             info = self._describe(engine)
             await self._prove_forcing(engine)
+            info = dataclasses.replace(info, structured_output=await self._takes_structures(engine))
         except EngineDead:
             await self.close()
             raise
@@ -129,7 +131,6 @@ class VllmEngine:
             vocab_size=self._limits.vocab_size,
             eos_token_ids=tuple(dict.fromkeys(token for token in eos if token is not None)),
             tokenizer_dir=self._model.path,
-            structured_output=True,
         )
 
     async def close(self) -> None:
@@ -309,8 +310,26 @@ class VllmEngine:
             )
             self._limits = dataclasses.replace(self._limits, forcing="never")
 
+    async def _takes_structures(self, engine: AsyncLLM) -> bool:
+        """Asked of vLLM with a request, also because it loads its grammar compilers at the first one that
+        needs them, in this event loop: 2.5 s, measured, in which all others would wait."""
+        from vllm.exceptions import VLLMClientError
+
+        try:
+            await self._prove_alive(engine, _FIRST_TOKEN_S, structured=StructuredOutput(json_object=True))
+        except EngineDead as error:
+            if not isinstance(error.__cause__, VLLMClientError):
+                raise
+            log.warning("vLLM takes no structured output: %s", error.__cause__)
+            return False
+        return True
+
     async def _prove_alive(
-        self, engine: AsyncLLM, patience_s: float, forced: Sequence[int] = ()
+        self,
+        engine: AsyncLLM,
+        patience_s: float,
+        forced: Sequence[int] = (),
+        structured: StructuredOutput | None = None,
     ) -> list[int]:
         """The canary: one token, or as many as are forced, through everything a request goes through.
         Returns them. Raises ``EngineDead``."""
@@ -326,6 +345,7 @@ class VllmEngine:
             ignore_eos=True,
             detokenize=False,
             extra_args={FORCED: list(forced)} if forced else None,
+            structured_outputs=None if structured is None else structured_params(structured),
         )
         self._submitted += 1
         try:

@@ -188,14 +188,14 @@ def vllm_params(sampling: Sampling, forced: Sequence[int] = ()) -> SamplingParam
         ignore_eos=sampling.ignore_eos,
         bad_words=list(sampling.bad_words),
         allowed_token_ids=None if sampling.allowed_token_ids is None else list(sampling.allowed_token_ids),
-        structured_outputs=None if sampling.structured is None else _structured(sampling.structured),
+        structured_outputs=None if sampling.structured is None else structured_params(sampling.structured),
         extra_args={FORCED: list(forced)} if forced else None,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
     )
 
 
-def _structured(structured: StructuredOutput) -> StructuredOutputsParams:
+def structured_params(structured: StructuredOutput) -> StructuredOutputsParams:
     from vllm.sampling_params import StructuredOutputsParams
 
     return StructuredOutputsParams(

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from broker.connection import Broker
@@ -78,3 +79,14 @@ async def test_a_tokenizer_goes_with_its_model(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(asyncio.CancelledError):
         await running
     await catalog.close()
+
+
+async def test_a_model_follows_schemas_where_all_its_workers_do() -> None:
+    broker = Broker(Nats(), "never connected")
+    roster = Announced(broker)
+    catalog = Catalog(broker, roster)
+    able = msgspec.structs.replace(card("m", 1), structured_output=True)
+    other = msgspec.structs.replace(card("m", 2), worker=WorkerId("w-2"))
+    for cards, follows in (([able], True), ([able, other], False), ([other, able], False), ([other], False)):
+        roster.cards = cards
+        assert catalog.resolve("m").structured_output is follows
