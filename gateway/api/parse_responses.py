@@ -187,8 +187,9 @@ def _refuse_summaries(reasoning: object) -> None:
 
 
 def _items(items: object) -> object:
-    """Input items with their type, and without the nulls that SDKs write for what they do not use. Those that exist at OpenAI but are not served, and such parts, get a
-    message that says so, before the struct would complain about their fields."""
+    """Input items with their type, and without the nulls that SDKs write for what they do not use. Those that
+    exist at OpenAI but are not served, and such parts, get a message that says so, before the struct would
+    complain about their fields."""
     if not isinstance(items, list):
         return items
     typed: list[object] = []
