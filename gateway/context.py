@@ -6,29 +6,32 @@ for when that cannot be (another model, dropped rounds, a template that rewrites
 
 from __future__ import annotations
 
-from typing import cast
-
 import msgspec
 
 from broker.log_reader import LogReader
-from gateway.generation import ChatMessage, Role
+from gateway.generation import ChatMessage, ToolCall
 from gateway.outcome import Verdict, stopped, verdict
+from gateway.output.parser import read_whole
+from gateway.output.pieces import Call, Said, Thought
 from gateway.text import Completion, Detokenizer, complete
-from schemas.ids import ModelToken
+from schemas.ids import ModelToken, ResponseId, call_id
 from schemas.job import Job
 
 
 class Turn(msgspec.Struct, frozen=True, array_like=True):
-    """One round: what was said to the assistant, as (role, content), and its answer."""
+    """One round: what was said to the assistant, as (role, content) where that is all, and its answer as the
+    model wrote it. ``shown``: the answer's reasoning, words and calls, where it was more than words."""
 
-    said: tuple[tuple[str, str], ...]
+    said: tuple[tuple[str, str] | ChatMessage, ...]
     answer: str
+    shown: ChatMessage | None = None
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """``ids``: the last turn's prompt and completion, of ``model``; empty when they no longer spell the
     turns. ``tail``: text of the last answer that ``ids`` do not hold. ``session``: names the reply
-    session, the same over all turns."""
+    session, the same over all turns. ``rendering``: of the tools and options that
+    ``ids`` were rendered with."""
 
     turns: tuple[Turn, ...] = ()
     system: str | None = None
@@ -36,13 +39,14 @@ class Context(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ids: tuple[int, ...] = ()
     tail: str = ""
     session: str = ""
+    rendering: str = ""
 
     def messages(self) -> list[ChatMessage]:
         """The whole conversation, system message first."""
         messages = [ChatMessage("system", self.system)] if self.system is not None else []
         for turn in self.turns:
-            messages += [ChatMessage(cast(Role, role), content) for role, content in turn.said]
-            messages.append(ChatMessage("assistant", turn.answer))
+            messages += [_message(said) for said in turn.said]
+            messages.append(turn.shown or ChatMessage("assistant", turn.answer))
         return messages
 
     def without_oldest(self) -> Context:
@@ -58,15 +62,53 @@ def split_system(messages: tuple[ChatMessage, ...]) -> tuple[str | None, tuple[C
 def said_in(job: Job) -> tuple[ChatMessage, ...]:
     """The messages of the job's own turn."""
     shown = job.presentation
-    pairs = shown.input or (("user", shown.user_text),)
-    return tuple(ChatMessage(cast(Role, role), content) for role, content in pairs)
+    if shown.said:
+        return shown.said
+    return tuple(ChatMessage(*pair) for pair in shown.input or (("user", shown.user_text),))
 
 
-def present(messages: tuple[ChatMessage, ...]) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """``user_text`` and ``input`` of a job's presentation: ``said_in`` backwards."""
+def present(
+    messages: tuple[ChatMessage, ...],
+) -> tuple[str, tuple[tuple[str, str], ...], tuple[ChatMessage, ...]]:
+    """``user_text``, ``input`` and ``said`` of a job's presentation: ``said_in`` backwards."""
+    if not all(map(_is_plain, messages)):
+        return "", (), messages
     if len(messages) == 1 and messages[0].role == "user":
-        return messages[0].content, ()
-    return "", tuple((message.role, message.content) for message in messages)
+        return messages[0].content, (), ()
+    return "", tuple((message.role, message.content) for message in messages), ()
+
+
+def _is_plain(message: ChatMessage) -> bool:
+    return message == ChatMessage(message.role, message.content)
+
+
+def _message(said: tuple[str, str] | ChatMessage) -> ChatMessage:
+    return said if isinstance(said, ChatMessage) else ChatMessage(*said)
+
+
+def _pair(message: ChatMessage) -> tuple[str, str] | ChatMessage:
+    return (message.role, message.content) if _is_plain(message) else message
+
+
+def _turn(job: Job, said: tuple[ChatMessage, ...], answer: str) -> tuple[Turn, bool]:
+    """And whether the answer, as the model wrote it, is what a next prompt may go on from: not where a
+    schema made it write calls in another way than its own, nor where a call was dropped."""
+    shape, pairs = job.presentation.shape, tuple(map(_pair, said))
+    if shape is None:
+        return Turn(pairs, answer), True
+    items, dropped = read_whole(shape, answer)
+    shown = ChatMessage(
+        "assistant",
+        "".join(item.text for item in items if isinstance(item, Said)),
+        tuple(
+            ToolCall(call_id(ResponseId(job.response), item.ordinal), item.name, item.arguments)
+            for item in items
+            if isinstance(item, Call)
+        ),
+        reasoning="".join(item.text for item in items if isinstance(item, Thought)),
+    )
+    native = not dropped and shape.tool_format not in ("list", "arguments")
+    return Turn(pairs, answer, None if _is_plain(shown) else shown), native
 
 
 def read_verdict(job: Job, log: LogReader, detokenizer: Detokenizer) -> tuple[Completion, Verdict] | None:
@@ -92,14 +134,15 @@ def fold(
     if found.outcome == "failed" or (found.outcome == "cancelled" and not done.text):
         return None
     system, said = split_system(said_in(job))
-    turn = Turn(tuple((message.role, message.content) for message in said), done.text)
+    turn, native = _turn(job, said, done.text)
     folded = Context(
         turns=(*context.turns, turn),
         system=context.system if system is None else system,
         model=job.model,
-        ids=(*job.prompt_ids, *log.ids[: done.exact]),
-        tail=done.tail,
+        ids=(*job.prompt_ids, *log.ids[: done.exact]) if native else (),
+        tail=done.tail if native else "",
         session=context.session,
+        rendering=job.presentation.rendering,
     )
     while len(folded.turns) > rounds:
         folded = folded.without_oldest()

@@ -127,8 +127,9 @@ class Conversations:
         try:
             if not by_id and opened.claimed is None:
                 return
+            detokenizer = tokenizer.detokenizer_of(job.presentation.shape)
             folded = await asyncio.to_thread(
-                fold, opened.context, job, ended, tokenizer.detokenizer, rounds=self._rounds
+                fold, opened.context, job, ended, detokenizer, rounds=self._rounds
             )
             if opened.claimed is not None:
                 await self._fold(self._key(opened.tenant, opened.claimed), opened.response, folded, "")
@@ -251,7 +252,7 @@ class Conversations:
             await reply_log.close(Closed(reason="deadline", code="deadline_exceeded"))
             ended = await reply_log.read()
         tokenizer = await self._tokenizer_of(job)
-        detokenizer = tokenizer.detokenizer
+        detokenizer = tokenizer.detokenizer_of(job.presentation.shape)
         if ended.end is None and read_verdict(job, ended, detokenizer) is None:
             raise _busy()
         return await asyncio.to_thread(fold_found, context, job, ended, detokenizer, rounds=self._rounds)

@@ -7,10 +7,14 @@ turns ``Update`` values into its own events. Neither side knows the other's wire
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+import msgspec
+
+from gateway.output.pieces import Piece
 from schemas.ids import ResponseId, TenantId
-from schemas.job import Priority
+from schemas.job import Message as ChatMessage
+from schemas.job import OutputShape, Priority, ToolCall
 from schemas.quota import UNLIMITED, Quota
 from schemas.reply import FinishReason, Timings, TokenLogprobs, Usage
 from schemas.sampling import Sampling
@@ -20,12 +24,31 @@ Api = Literal["responses", "chat", "completions", "simple"]
 Outcome = Literal["completed", "incomplete", "failed", "cancelled"]
 Speaker = Literal["assistant", "nobody", "last"]
 TemplateOptions = tuple[tuple[str, str | int | bool], ...]
+ToolChoice = Literal["auto", "none", "required", "named"]
+
+__all__ = ["ChatMessage", "ToolCall"]
 
 
 @dataclass(frozen=True, slots=True)
-class ChatMessage:
-    role: Role
-    content: str
+class Tool:
+    """``json``: the function as templates are shown it, JSON text of {name, description, parameters}."""
+
+    name: str
+    json: str
+
+    def function(self) -> dict[str, Any]:
+        return msgspec.json.decode(self.json, type=dict[str, Any])
+
+    def schema(self) -> dict[str, Any]:
+        """Of its arguments; any object where it has none."""
+        given = self.function().get("parameters")
+        return {"type": "object"} if not isinstance(given, dict) or not given else given
+
+    def string_parameters(self) -> tuple[str, ...]:
+        properties = self.schema().get("properties")
+        if not isinstance(properties, dict):
+            return ()
+        return tuple(n for n, at in properties.items() if isinstance(at, dict) and at.get("type") == "string")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +63,9 @@ class Generation:
     messages. ``special_tokens``: whether a prompt that is plain text gets those of the tokenizer.
     ``template_options``: for the chat template, by name. ``speaker``: who goes on behind the messages: the
     assistant, ``nobody`` (the template shows the messages alone), or whoever said the ``last`` one, in the
-    middle of it. ``sibling``: which of how many that answer the same request.
+    middle of it. ``sibling``: which of how many that answer the same request. ``named_tool``: the one to call
+    where ``tool_choice`` is ``named``. ``one_call``: at most one. ``shape``: how the answer is read, known
+    once the model is (``gateway/calling.py``).
     """
 
     api: Api
@@ -54,6 +79,12 @@ class Generation:
     template_options: TemplateOptions = ()
     speaker: Speaker = "assistant"
     sibling: tuple[int, int] = (0, 1)
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = "auto"
+    named_tool: str = ""
+    one_call: bool = False
+    reasoning_effort: str | None = None
+    shape: OutputShape | None = None
     stop: tuple[str, ...] = ()
     conversation: str | None = None
     previous_response_id: ResponseId | None = None
@@ -85,6 +116,19 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class Parsed:
+    """What a completion with a shape brings instead of ``Text``: the pieces of each token that brought any,
+    by its number (from 1; behind the last, what the end released). ``token_ids`` and ``logprobs`` are those
+    of tokens ``first_token …< end_token``."""
+
+    entries: tuple[tuple[int, tuple[Piece, ...]], ...]
+    first_token: int
+    end_token: int
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """The one terminal update. ``total``: tokens of the completion that count. ``timings`` are the
     worker's, None where none has told any (a stop string, a cancel: ``usage.cached_tokens`` is not known
@@ -101,6 +145,7 @@ class Ended:
     edge_ms: float | None = None
     ttft_ms: float | None = None
     total_ms: float = 0.0
+    reasoning_tokens: int = 0
 
 
-Update = Started | Text | Ended
+Update = Started | Text | Parsed | Ended

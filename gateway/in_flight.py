@@ -153,7 +153,7 @@ class InFlight:
         broker_unavailable; queue_full; response_not_found for one whose log is no longer kept."""
         entry = self._entries.get(job.response)
         if entry is None:
-            entry = self._begin_following(Live(job, tokenizer.detokenizer, self))
+            entry = self._begin_following(Live(job, tokenizer.detokenizer_of(job.presentation.shape), self))
         try:
             async with asyncio.timeout(CATCH_UP_LIMIT_S):
                 await entry.settled.wait()

@@ -9,6 +9,7 @@ import hashlib
 
 import msgspec
 
+from gateway.calling import rendering
 from gateway.catalog import ModelCard
 from gateway.context import present
 from gateway.conversation import Opened
@@ -32,7 +33,7 @@ def make_job(
     max_deadline_s: float,
 ) -> Job:
     """``max_deadline_s``: what the client asked for is cut to it."""
-    user_text, messages = present(generation.messages)
+    user_text, messages, said = present(generation.messages)
     deadline_s = min(generation.deadline_s or max_deadline_s, max_deadline_s)
     return Job(
         response=opened.response,
@@ -53,7 +54,10 @@ def make_job(
             user_text=user_text,
             store=generation.store,
             input=messages,
+            said=said,
             memory=opened.memory,
+            shape=prompt.shape,
+            rendering=rendering(generation),
         ),
         created_unix_ms=now_unix_ms,
         deadline_unix_ms=now_unix_ms + int(deadline_s * 1000),
@@ -68,7 +72,7 @@ def request_digest(generation: Generation) -> str:
     asked = (
         generation.api,
         generation.model,
-        [(message.role, message.content) for message in generation.messages],
+        generation.messages,
         generation.sampling,
         generation.max_tokens_given,
         generation.stop,
@@ -83,5 +87,7 @@ def request_digest(generation: Generation) -> str:
         generation.template_options,
         generation.speaker,
         generation.sibling,
+        [tool.json for tool in generation.tools],
+        (generation.tool_choice, generation.named_tool, generation.one_call, generation.reasoning_effort),
     )
     return hashlib.sha256(_encoder.encode(asked)).hexdigest()[:32]

@@ -15,8 +15,10 @@ from typing import Protocol
 import msgspec
 
 from broker.log_reader import LogReader
-from gateway.generation import Ended, Started, Text, Update
+from gateway.generation import Ended, Parsed, Started, Text, Update
 from gateway.outcome import Verdict, stopped, verdict
+from gateway.output.parser import OutputParser
+from gateway.output.pieces import Call, Item, Piece, Words, gather
 from gateway.text import Detokenizer, TextStream
 from schemas.errors import HeadraceError
 from schemas.ids import ResponseId, TenantId
@@ -75,6 +77,9 @@ class Live:
         self._detokenizer = detokenizer
         self._stream = TextStream(detokenizer, job.presentation.stop, job.sampling.min_tokens)
         self._pieces: list[str] = []  # text released by token k+1; after the end, also the flush
+        shape = job.presentation.shape
+        self._parser = None if shape is None else OutputParser(shape)
+        self._parsed: list[tuple[Piece, ...]] = []  # of each of ``_pieces``, where there is a parser
         self._solid = 0  # pieces up to the last one that is not empty
         self._readers: list[LiveReader] = []
         self._owner = owner
@@ -103,7 +108,20 @@ class Live:
 
     @property
     def text(self) -> str:
-        return "".join(self._pieces)
+        """Of the message; reasoning and calls are no part of it."""
+        if self._parser is None:
+            return "".join(self._pieces)
+        return "".join(p.text for pieces in self._parsed for p in pieces if isinstance(p, Words))
+
+    @property
+    def is_parsed(self) -> bool:
+        """It has a shape: its readers are given ``Parsed``, not ``Text``."""
+        return self._parser is not None
+
+    @property
+    def items(self) -> list[Item]:
+        """Of a parsed one."""
+        return gather(piece for pieces in self._parsed for piece in pieces)
 
     @property
     def log(self) -> LogReader:
@@ -130,7 +148,7 @@ class Live:
     def for_keeping(self) -> Live:
         """This ended response without what it took to make it: its prompt, and its readers."""
         kept = copy.copy(self)
-        shown = msgspec.structs.replace(self.job.presentation, user_text="", input=())
+        shown = msgspec.structs.replace(self.job.presentation, user_text="", input=(), said=())
         kept.job = msgspec.structs.replace(self.job, prompt_ids=(), presentation=shown)
         kept._log = copy.copy(self._log)
         kept._log.end = None  # its message repeats the whole completion; what it came to is in ``end``
@@ -141,10 +159,11 @@ class Live:
     @property
     def kept_bytes(self) -> int:
         """Memory of the completion, about: an estimate from measured sizes of Python's objects."""
+        text = sum(map(len, self._pieces)) * (1 if self._parser is None else 2)
         entries = (1 + (self.job.sampling.logprobs or 0)) * len(self._log.logprobs)
         tokens = max(len(self._log.ids), len(self._pieces))
         shown = len(self.job.presentation.echo) + sum(map(len, self.job.presentation.stop))
-        return FIXED_BYTES + TOKEN_BYTES * tokens + LOGPROB_BYTES * entries + 4 * len(self.text) + shown
+        return FIXED_BYTES + TOKEN_BYTES * tokens + LOGPROB_BYTES * entries + 4 * text + shown
 
     def token_bytes(self, token_id: int) -> bytes:
         return self._detokenizer.token_bytes(token_id)
@@ -198,28 +217,57 @@ class Live:
                 self._solid = len(pieces)
             if self._stream.stopped:
                 break
+        if self._parser is not None:
+            self._parse(before)
         if self._solid == before:
             return False
         if self.first_text_unix_ms is None:
             self.first_text_unix_ms = at_unix_ms or now_ms()
         return True
 
+    def _parse(self, solid: int) -> None:
+        """The text that has come since, of each token. What released no piece is not news."""
+        parser, parsed = self._parser, self._parsed
+        assert parser is not None
+        self._solid = solid
+        for piece in self._pieces[len(parsed) :]:
+            parsed.append(parser.push(piece))
+            if parsed[-1]:
+                self._solid = len(parsed)
+
+    def _finish_parsing(self, parser: OutputParser, total: int) -> bool:
+        """What the parser held back stands behind the last token that counts, as the text does that only the
+        end releases. Whether there were calls."""
+        parsed, last = self._parsed, parser.finish()
+        if last:
+            parsed += [()] * (total + 1 - len(parsed))
+            parsed[-1] += last
+            self._solid = len(parsed)
+        return any(isinstance(item, Call) for item in self.items)
+
     def _flush(self) -> None:
         """Text that only the end releases stands behind the last token, as if one more had caused it."""
-        piece = self._stream.finish()
+        piece, before = self._stream.finish(), self._solid
         if piece:
             self._pieces += [""] * (len(self._log.ids) - len(self._pieces))
             self._pieces.append(piece)
             self._solid = len(self._pieces)
+            if self._parser is not None:
+                self._parse(before)
 
     def _conclude(self, found: Verdict, at_unix_ms: float | None) -> None:
         self.finished_unix_ms = at_unix_ms or now_ms()
         received = self._received_unix_ms
+        reason, thoughts = found.reason, 0
+        if self._parser is not None:
+            called = self._finish_parsing(self._parser, found.total)
+            reason = "tool_calls" if called and reason == "stop" else reason
+            thoughts = min(self._parser.reasoning_tokens, found.total)
         first, stored = self.first_text_unix_ms, self._accepted_unix_ms
         self.end = Ended(
             outcome=found.outcome,
             total=found.total,
-            reason=found.reason,
+            reason=reason,
             code=found.code,
             message=found.message,
             usage=found.usage,
@@ -227,6 +275,7 @@ class Live:
             edge_ms=max(0.0, stored - received) if stored is not None else None,
             ttft_ms=max(0.0, first - received) if first is not None else None,
             total_ms=max(0.0, self.finished_unix_ms - received),
+            reasoning_tokens=thoughts,
         )
         self._owner.live_ended(self)
         if not self._readers:
@@ -262,14 +311,21 @@ class Live:
             elif not self._kept:
                 self._owner.live_left(self)
 
-    def text_since(self, position: int) -> Text | None:
-        """Text released by the tokens behind ``position``, merged; ends with the last one that released
-        any, so that its cursor does not depend on the merging."""
+    def text_since(self, position: int) -> Text | Parsed | None:
+        """Text, or pieces, released by the tokens behind ``position``, merged; ends with the last one
+        that released any, so that its cursor does not depend on the merging."""
         end = self._solid
         if self.end is not None and self.wants_logprobs:
             end = max(end, self.end.total)  # tokens without text have log probabilities, too
         if end <= position:
             return None
+        if self._parser is not None:
+            brought = self._parsed[position:end]
+            entries = tuple((at, pieces) for at, pieces in enumerate(brought, position + 1) if pieces)
+            if not self.wants_logprobs:
+                return Parsed(entries, position, end)
+            ids, logprobs = tuple(self._log.ids[position:end]), tuple(self._log.logprobs[position:end])
+            return Parsed(entries, position, end, ids, logprobs)
         text = "".join(self._pieces[position:end])
         if not self.wants_logprobs:
             return Text(text, position, end)

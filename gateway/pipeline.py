@@ -24,6 +24,7 @@ from broker.tail import ReplyTail
 from gateway import closer, meter, prompt
 from gateway.abilities import check_abilities
 from gateway.background import Background
+from gateway.calling import settle
 from gateway.catalog import Catalog, ModelCard
 from gateway.conversation import Conversations, Opened
 from gateway.ended import EndedResponses
@@ -192,6 +193,8 @@ class Pipeline:
             model = card.name
             check_abilities(generation, card)
             tokenizer = await self._catalog.tokenizer(card)
+            form = self._limits.tool_formats.get(card.name, "")
+            generation = settle(generation, tokenizer.manner, form, can_force=card.structured_output)
             return await self._open(generation, response, card, tokenizer)
         except HeadraceError:
             meter.refused(model)
@@ -250,7 +253,8 @@ class Pipeline:
     async def _accept(
         self, generation: Generation, job: Job, opened: Opened, tokenizer: ChatTokenizer, card: ModelCard
     ) -> Live:
-        live = Live(job, tokenizer.detokenizer, self._in_flight, received_unix_ms=generation.received_unix_ms)
+        detokenizer = tokenizer.detokenizer_of(job.presentation.shape)
+        live = Live(job, detokenizer, self._in_flight, received_unix_ms=generation.received_unix_ms)
         counted = Meter(card.name, generation.received_unix_ms or job.created_unix_ms)
         if job.response in self._in_flight:  # another gateway was quicker, and somebody follows it here
             raise _NotFirst

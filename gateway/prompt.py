@@ -11,11 +11,14 @@ from functools import partial
 
 import msgspec
 
+from gateway.calling import rendering
 from gateway.context import Context, split_system
 from gateway.generation import ChatMessage, Generation
+from gateway.output.manner import thinking_at
 from gateway.tokenizer import ChatTokenizer
 from schemas.errors import HeadraceError
 from schemas.ids import ModelToken
+from schemas.job import OutputShape
 from schemas.sampling import Sampling
 
 Render = Callable[[list[ChatMessage]], str]
@@ -23,11 +26,13 @@ Render = Callable[[list[ChatMessage]], str]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """``context`` is what was remembered, less the rounds that did not fit: what ``ids`` continue."""
+    """``context`` is what was remembered, less the rounds that did not fit: what ``ids`` continue. ``shape``:
+    how what comes behind them is read."""
 
     ids: tuple[int, ...]
     sampling: Sampling
     context: Context
+    shape: OutputShape | None = None
 
 
 def build(
@@ -43,12 +48,22 @@ def build(
     context_length_exceeded, and invalid_request where the template refuses."""
     wanted = room_wanted(generation, max_model_len, default_max_tokens)
     while True:
-        ids = _encode(tokenizer, model, generation, context)
+        ids, text = _encode(tokenizer, model, generation, context)
         if len(ids) + wanted <= max_model_len or not context.turns:
             break
         context = context.without_oldest()
     sampling = fit(generation, len(ids), max_model_len, default_max_tokens)
-    return Prompt(tuple(ids), sampling, context)
+    return Prompt(tuple(ids), sampling, context, _shape(generation, text))
+
+
+def _shape(generation: Generation, prompt: str) -> OutputShape | None:
+    shape = generation.shape
+    if shape is None or not shape.thinking:
+        return shape
+    thinking = thinking_at(prompt, shape.thinking)
+    if not (thinking or shape.tool_format):
+        return None
+    return msgspec.structs.replace(shape, thinking=thinking)
 
 
 def room_wanted(generation: Generation, max_model_len: int, default_max_tokens: int) -> int:
@@ -91,22 +106,25 @@ def fit(generation: Generation, prompt_tokens: int, max_model_len: int, default_
 
 def _encode(
     tokenizer: ChatTokenizer, model: ModelToken, generation: Generation, context: Context
-) -> list[int]:
+) -> tuple[list[int], str]:
+    """And the text that they end in."""
     if generation.prompt_ids:
-        return list(generation.prompt_ids)
+        return list(generation.prompt_ids), ""
     if generation.api == "completions":
         text = "".join(message.content for message in generation.messages)
-        return tokenizer.encode(text, add_special_tokens=generation.special_tokens)
-    render = partial(tokenizer.render, options=generation.template_options)
+        return tokenizer.encode(text, add_special_tokens=generation.special_tokens), text
+    render = partial(tokenizer.render, options=generation.template_options, tools=generation.tools)
     system, said = split_system(generation.messages)
     same_system = system is None or system == context.system
-    if context.ids and context.model == model and same_system:
+    same_rendering = context.rendering == rendering(generation)
+    if context.ids and context.model == model and same_system and same_rendering:
         suffix = extension(render, context, said)
         if suffix is not None:
-            return [*context.ids, *tokenizer.encode(context.tail + suffix)]
+            return [*context.ids, *tokenizer.encode(context.tail + suffix)], suffix
     if system is not None:
         context = msgspec.structs.replace(context, system=system)
-    return tokenizer.encode(render([*context.messages(), *said], speaker=generation.speaker))
+    text = render([*context.messages(), *said], speaker=generation.speaker)
+    return tokenizer.encode(text), text
 
 
 def extension(render: Render, context: Context, said: tuple[ChatMessage, ...]) -> str | None:
@@ -114,12 +132,24 @@ def extension(render: Render, context: Context, said: tuple[ChatMessage, ...]) -
     behind an answer, and the new turn. None where the template shows earlier turns otherwise than it did
     (it drops the reasoning of old answers, moves the system message, …)."""
     earlier = context.messages()
-    answer = earlier.pop().content
-    head = render(earlier)
-    whole = render([*context.messages(), *said])
-    if not whole.startswith(head):
+    shown = earlier.pop()
+    answer = context.turns[-1].answer
+    try:
+        head = render(earlier)
+    except HeadraceError:  # it takes no conversation that ends so
         return None
-    rest = whole[len(head) :]
+    # As the model wrote it, or as the template writes reasoning and calls: what is in the ids must show.
+    for last in (ChatMessage("assistant", answer), shown) if shown.content != answer else (shown,):
+        try:
+            whole = render([*earlier, last, *said])
+        except HeadraceError:
+            continue
+        if whole.startswith(head) and (suffix := _behind(whole[len(head) :], answer)) is not None:
+            return suffix
+    return None
+
+
+def _behind(rest: str, answer: str) -> str | None:
     for shown in (answer, answer.strip()):  # many templates trim what was said
         if rest.startswith(shown) and (shown or not answer):
             return rest[len(shown) :]

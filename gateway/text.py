@@ -14,7 +14,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,10 +43,14 @@ class Detokenizer:
     """Of one model, shared by its responses. Building it for 128,000 tokens takes about 0.2 s: do it in
     a thread."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, is_shown: Callable[[str], bool] | None = None) -> None:
+        """``is_shown``: special tokens that make text all the same, as it is written."""
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
-        self._special = frozenset(id_ for id_, token in added.items() if token.special)
+        special = {id_: token.content for id_, token in added.items() if token.special}
+        shown = {id_: text for id_, text in special.items() if is_shown is not None and is_shown(text)}
+        self.shows_special = bool(shown)
+        self._special = frozenset(special.keys() - shown.keys())
         rule = _byte_rule(json.loads(tokenizer.to_str())["decoder"])
         self._strip_left = rule is not None and rule.strip_left
         self._table: list[str | bytes] | None = None  # bytes where they are not whole characters
@@ -56,7 +60,7 @@ class Detokenizer:
             self._table = [""] * (max(vocabulary, default=-1) + 1)
             for id_, text in vocabulary.items():
                 if id_ not in self._special:
-                    self._table[id_] = _characters(rule.token_bytes(text))
+                    self._table[id_] = shown[id_] if id_ in shown else _characters(rule.token_bytes(text))
 
     def start(self) -> Decoding:
         if self._table is not None:
@@ -226,7 +230,7 @@ class _StreamDecoding:
     def __init__(self, tokenizer: Tokenizer, special: frozenset[int]) -> None:
         self._tokenizer = tokenizer
         self._special = special
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._stream = DecodeStream(skip_special_tokens=False)  # those to be skipped do not come here
         self._ids: list[int] = []
         self._length = 0
         self._failed = False
@@ -249,7 +253,7 @@ class _StreamDecoding:
         return text
 
     def finish(self) -> str:
-        return self._tokenizer.decode(self._ids, skip_special_tokens=True)[self._length :]
+        return self._tokenizer.decode(self._ids, skip_special_tokens=False)[self._length :]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,11 @@ import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from gateway.generation import ChatMessage, Speaker, TemplateOptions
+from gateway.generation import ChatMessage, Speaker, TemplateOptions, Tool
+from gateway.output.manner import Manner, is_shown, manner_of
 from gateway.text import Detokenizer
 from schemas.errors import HeadraceError
+from schemas.job import OutputShape
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,11 @@ class ChatTokenizer:
         self._knows_developer = template is not None and "developer" in template
         self._special = special
         self.detokenizer = Detokenizer(tokenizer)
+        showing = Detokenizer(tokenizer, is_shown)
+        self._showing = showing if showing.shows_special else self.detokenizer
+        self.manner = Manner()
+        if template is not None:
+            self.manner = manner_of(template, self._probe)
 
     @classmethod
     def load(cls, folder: Path) -> ChatTokenizer:
@@ -58,11 +65,16 @@ class ChatTokenizer:
     def has_template(self) -> bool:
         return self._template is not None
 
+    def detokenizer_of(self, shape: OutputShape | None) -> Detokenizer:
+        """Some markers of reasoning and calls are special tokens, and are text only where they are read."""
+        return self.detokenizer if shape is None else self._showing
+
     def render(
         self,
         messages: Sequence[ChatMessage],
         *,
         options: TemplateOptions = (),
+        tools: Sequence[Tool] = (),
         speaker: Speaker = "assistant",
     ) -> str:
         """The prompt's text, up to where the ``speaker`` goes on. Raises ``HeadraceError`` where the
@@ -71,7 +83,7 @@ class ChatTokenizer:
             raise HeadraceError(
                 "invalid_request", "This model has no chat template: use /v1/completions.", param="model"
             )
-        shown = [{"role": self._role(message), "content": message.content} for message in messages]
+        shown = [self._shown(message) for message in messages]
         if speaker == "last":
             shown[-1]["content"] += _BREAK
         try:
@@ -79,7 +91,7 @@ class ChatTokenizer:
                 {
                     **dict(options),
                     "messages": shown,
-                    "tools": None,
+                    "tools": [{"type": "function", "function": tool.function()} for tool in tools] or None,
                     "documents": None,
                     "add_generation_prompt": speaker == "assistant",
                     **self._special,
@@ -103,9 +115,44 @@ class ChatTokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
+    def _shown(self, message: ChatMessage) -> dict[str, Any]:
+        """As transformers' templates know messages; arguments are objects there."""
+        shown: dict[str, Any] = {"role": self._role(message), "content": message.content}
+        if message.reasoning:
+            shown["reasoning_content"] = message.reasoning
+        if message.tool_call_id is not None:
+            shown["tool_call_id"] = self._call_id(message.tool_call_id)
+        if message.tool_calls:
+            shown["tool_calls"] = [
+                {
+                    "id": self._call_id(call.id),
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": _arguments(call.arguments)},
+                }
+                for call in message.tool_calls
+            ]
+        return shown
+
+    def _call_id(self, given: str) -> str:
+        return given[-9:] if self.manner.short_ids else given
+
+    def _probe(self, options: dict[str, bool]) -> str:
+        try:
+            return self.render([ChatMessage("user", "?")], options=tuple(options.items()))
+        except HeadraceError:
+            return ""
+
     def _role(self, message: ChatMessage) -> str:
         """``developer`` is what newer APIs call ``system``; most templates know only the latter."""
         return "system" if message.role == "developer" and not self._knows_developer else message.role
+
+
+def _arguments(text: str) -> object:
+    """An answer that was cut short leaves half a JSON text, which is then shown as it is."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _refused(problem: str) -> HeadraceError:

@@ -80,6 +80,8 @@ class Gateway(_Section, frozen=True):
     keep_alive_s: Seconds = 75  # an HTTP connection without a request; longer than a load balancer's
     idle_s: Seconds = 3600  # a WebSocket without a message either way; pongs do not count
     slow_reader_s: Seconds = 15  # a client takes less than 16 KiB in this time while more waits for it
+    # how a model writes tool calls, by its name, where its chat template does not tell
+    tool_formats: dict[str, Literal["hermes", "llama", "mistral", "pythonic"]] = {}
     conversation_rounds: Positive = 10
     conversation_ttl_s: Seconds = 3600
 
@@ -116,7 +118,9 @@ class Worker(_Section, frozen=True):
 
 
 class Sim(_Section, frozen=True):
-    """The simulated engine: times of one request, shared batch, faults at start."""
+    """The simulated engine: times of one request, shared batch, faults at start. It answers in word salad;
+    but where the last message of a prompt has ``<|say|>`` in it, with what stands behind that, to the
+    letter."""
 
     name: str = "headrace-sim"
     slots: Positive = 64

@@ -64,6 +64,12 @@ def keyed_response_id(secret: bytes, tenant: TenantId, key: str) -> ResponseId:
     return ResponseId(f"resp_{ULID(bytes(6) + digest[:10])}")
 
 
+def call_id(response: ResponseId, ordinal: int) -> str:
+    """Of a response's tool call: every gateway gives the same. Its last nine characters tell it from others,
+    for models that know no longer ones."""
+    return f"call_{response.removeprefix('resp_')}{ordinal:03}"
+
+
 def session_token(secret: bytes, tenant: TenantId, name: str) -> SessionToken:
     """The subject token of a tenant's session: HMAC-SHA256 over tenant and name, so that equal names
     of two tenants never meet and a token tells nothing about the name."""

@@ -33,6 +33,37 @@ LANES: tuple[Lane, ...] = ("fair", "over")
 CODEC = "msgpack;v=1"  # value of the header Hr-Codec
 
 
+class ToolCall(msgspec.Struct, frozen=True, array_like=True):
+    """``arguments`` is JSON text, as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class Message(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One message of a chat. ``tool_call_id``: whose output it is. ``reasoning``: what led to it."""
+
+    role: str
+    content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    reasoning: str = ""
+
+
+class OutputShape(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How the completion's text is read (``gateway/output``); words that a gateway does not know mean text.
+    ``tool_format``: hermes, llama, mistral, pythonic; ``list`` and ``arguments`` where a schema forces
+    calls, or the one call. ``tools``: each one's name, and which of its parameters are strings.
+    ``thinking``: the model may begin with reasoning between tags (``tagged``, ``bracketed``), or the prompt
+    has begun it (``begun``). ``one_call``: no more than one is shown."""
+
+    tool_format: str = ""
+    tools: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    thinking: str = ""
+    one_call: bool = False
+
+
 class Presentation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What any gateway needs to show this response exactly as the first one would.
 
@@ -41,7 +72,9 @@ class Presentation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     ``conversation``: the client's name for it; ``user_text``: this turn's input, kept so that a turn
     whose gateway died can be folded into the conversation from the job and its reply log; ``input`` is
     the same as (role, content) where it is more than one user message, and ``user_text`` is empty then.
-    ``memory``: whether the conversation was remembered when the job was made.
+    ``said`` is that, where messages are more than role and content.
+    ``memory``: whether the conversation was remembered when the job was made. ``shape``: None where the
+    completion is nothing but text. ``rendering``: of the tools and options that the chat template was given.
     """
 
     api: Literal["responses", "chat", "completions", "simple"]
@@ -53,6 +86,9 @@ class Presentation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     store: bool = True
     input: tuple[tuple[str, str], ...] = ()
     memory: Memory = "none"
+    said: tuple[Message, ...] = ()
+    shape: OutputShape | None = None
+    rendering: str = ""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag="job"):

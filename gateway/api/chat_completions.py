@@ -51,8 +51,9 @@ async def _answer(front: Front, chat: ChatCompletion, lives: list[Live]) -> chat
         wholes.append(await _choice(front, chat, live))
         used = tally.add(i, live.end.usage)
     assert used is not None
+    thoughts = sum(live.end.reasoning_tokens for live in lives if live.end is not None)
     choices = [msgspec.structs.replace(whole.choices[0], index=i) for i, whole in enumerate(wholes)]
-    return msgspec.structs.replace(wholes[0], choices=choices, usage=chat_events.usage(used))
+    return msgspec.structs.replace(wholes[0], choices=choices, usage=chat_events.usage(used, thoughts))
 
 
 async def _choice(front: Front, chat: ChatCompletion, live: Live) -> chat_events.ChatCompletion:
@@ -60,8 +61,9 @@ async def _choice(front: Front, chat: ChatCompletion, live: Live) -> chat_events
     assert end is not None
     if chat.logprobs:
         logprobs = await off_loop(live, [end], lambda: show(live.ids, live.log.logprobs, spelling))
+    items = live.items if live.is_parsed else None
     created_s = live.created_unix_ms // 1000
-    return completion(live.response_id, created_s, live.model_name, live.text, end, logprobs)
+    return completion(live.response_id, created_s, live.model_name, live.text, end, logprobs, items)
 
 
 async def _stream(front: Front, chat: ChatCompletion, structure: str, lives: list[Live]) -> Response:
@@ -81,6 +83,7 @@ async def _stream(front: Front, chat: ChatCompletion, structure: str, lives: lis
                 tally=tally,
                 so_far=partial(usage_so_far, live) if chat.continuous_usage else None,
                 structure=structure,
+                call_response=live.response_id,
             ).feed,
         )
         for i, live in enumerate(lives)

@@ -13,9 +13,10 @@ import msgspec
 from gateway.api.choices import Tally
 from gateway.api.errors import http_body, of_end
 from gateway.api.token_logprobs import Spelling, show
-from gateway.generation import Ended, Text, Update
+from gateway.generation import Ended, Parsed, Text, Update
+from gateway.output.pieces import Arguments, Call, CallOpened, Item, Piece, Reasoning, Thought, Words
 from schemas.errors import HeadraceError
-from schemas.ids import ResponseId
+from schemas.ids import ResponseId, call_id
 from schemas.reply import TokenLogprobs, Usage
 
 DONE = b"data: [DONE]\n\n"
@@ -25,11 +26,16 @@ class PromptTokensDetails(msgspec.Struct, frozen=True):
     cached_tokens: int
 
 
+class CompletionTokensDetails(msgspec.Struct, frozen=True):
+    reasoning_tokens: int
+
+
 class CompletionUsage(msgspec.Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | msgspec.UnsetType = msgspec.UNSET
 
 
 class Logprobs(msgspec.Struct, frozen=True):
@@ -37,10 +43,25 @@ class Logprobs(msgspec.Struct, frozen=True):
     refusal: None = None
 
 
+class ToolFunction(msgspec.Struct, frozen=True, omit_defaults=True):
+    arguments: str
+    name: str | None = None
+
+
+class MessageCall(msgspec.Struct, frozen=True):
+    id: str
+    function: ToolFunction
+    type: Literal["function"] = "function"
+
+
 class Message(msgspec.Struct, frozen=True):
-    content: str
+    """``reasoning_content``: as vLLM and DeepSeek name it."""
+
+    content: str | None
     role: Literal["assistant"] = "assistant"
     refusal: None = None
+    tool_calls: list[MessageCall] | msgspec.UnsetType = msgspec.UNSET
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -60,9 +81,20 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     system_fingerprint: None = None
 
 
+class CallDelta(msgspec.Struct, frozen=True):
+    """``id`` and ``type`` come once, with the name."""
+
+    index: int
+    function: ToolFunction
+    id: str | msgspec.UnsetType = msgspec.UNSET
+    type: Literal["function"] | msgspec.UnsetType = msgspec.UNSET
+
+
 class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[CallDelta] | None = None
 
 
 class ChunkChoice(msgspec.Struct, frozen=True):
@@ -98,14 +130,35 @@ def completion(
     text: str,
     end: Ended,
     logprobs: msgspec.Raw | None,
+    items: Sequence[Item] | None = None,
 ) -> ChatCompletion:
-    """Raises ``HeadraceError`` for a response that failed or was cancelled."""
+    """``items``: where the answer is more than text. Raises ``HeadraceError`` for a response that failed
+    or was cancelled."""
     reason = finish_reason(end)
     if reason is None:
         raise failure(end)
-    choice = Choice(Message(text), reason, None if logprobs is None else Logprobs(logprobs))
+    message = Message(text) if items is None else _message(response, text, items)
+    choice = Choice(message, reason, None if logprobs is None else Logprobs(logprobs))
     return ChatCompletion(
-        id=chat_id(response), created=created_s, model=model, choices=[choice], usage=usage(end.usage)
+        id=chat_id(response),
+        created=created_s,
+        model=model,
+        choices=[choice],
+        usage=usage(end.usage, end.reasoning_tokens),
+    )
+
+
+def _message(response: ResponseId, text: str, items: Sequence[Item]) -> Message:
+    calls = [
+        MessageCall(call_id(response, item.ordinal), ToolFunction(item.arguments, item.name))
+        for item in items
+        if isinstance(item, Call)
+    ]
+    thought = "".join(item.text for item in items if isinstance(item, Thought))
+    return Message(
+        text if text or not calls else None,
+        tool_calls=calls or msgspec.UNSET,
+        reasoning_content=thought or msgspec.UNSET,
     )
 
 
@@ -126,9 +179,13 @@ class ChatChunks:
         tally: Tally | None = None,
         so_far: Callable[[], Usage] | None = None,
         structure: str = "",
+        call_response: ResponseId | None = None,
     ) -> None:
         """``tally``: of all choices, where there are several. ``so_far``: the usage, where every chunk
-        is to tell it. ``structure``: as in ``failure``."""
+        is to tell it. ``structure``: as in ``failure``. ``call_response``: whose calls
+        these are, where the choice is not the first."""
+        self._call_response = call_response or response
+        self._calls = 0
         self._id = chat_id(response)
         self._created_s = created_s
         self._model = model
@@ -145,6 +202,8 @@ class ChatChunks:
         match update:
             case Text():
                 return self._text(update) if update.text or update.logprobs else b""
+            case Parsed():
+                return self._parsed(update)
             case Ended():
                 return self._end(update)
             case _:
@@ -153,6 +212,40 @@ class ChatChunks:
     def _text(self, update: Text) -> bytes:
         logprobs = self._logprobs(update.token_ids, update.logprobs)
         return self._role() + self._choice(Delta(content=update.text), logprobs=logprobs)
+
+    def _parsed(self, update: Parsed) -> bytes:
+        deltas: list[Delta] = []
+        for _, pieces in update.entries:
+            for piece in pieces:
+                self._grow(deltas, piece)
+        logprobs = self._logprobs(update.token_ids, update.logprobs) if update.logprobs else None
+        if not deltas:
+            return self._role() + self._choice(Delta(), logprobs=logprobs) if logprobs else b""
+        frames = self._role() + self._choice(deltas[0], logprobs=logprobs)
+        return frames + b"".join(self._choice(delta) for delta in deltas[1:])
+
+    def _grow(self, deltas: list[Delta], piece: Piece) -> None:
+        """One more, or the last one longer."""
+        last = deltas[-1] if deltas else Delta()
+        match piece:
+            case Words(text) if last.content is not None:
+                deltas[-1] = Delta(content=last.content + text)
+            case Words(text):
+                deltas.append(Delta(content=text))
+            case Reasoning(text) if last.reasoning_content is not None:
+                deltas[-1] = Delta(reasoning_content=last.reasoning_content + text)
+            case Reasoning(text):
+                deltas.append(Delta(reasoning_content=text))
+            case CallOpened(name):
+                id_ = call_id(self._call_response, self._calls)
+                opened = CallDelta(self._calls, ToolFunction("", name), id_, "function")
+                deltas.append(Delta(tool_calls=[opened]))
+                self._calls += 1
+            case Arguments(text) if last.tool_calls is not None and last.tool_calls[0].id is msgspec.UNSET:
+                text = last.tool_calls[0].function.arguments + text
+                deltas[-1] = Delta(tool_calls=[CallDelta(self._calls - 1, ToolFunction(text))])
+            case Arguments(text):
+                deltas.append(Delta(tool_calls=[CallDelta(self._calls - 1, ToolFunction(text))]))
 
     def _end(self, end: Ended) -> bytes:
         reason = finish_reason(end)
@@ -163,7 +256,7 @@ class ChatChunks:
         if used is None:
             return frames
         if self._include_usage:
-            frames += self._chunk([], usage(used))
+            frames += self._chunk([], usage(used, end.reasoning_tokens))
         return frames + DONE
 
     def _role(self) -> bytes:
@@ -198,10 +291,11 @@ def failure(end: Ended, structure: str = "") -> HeadraceError:
     return problem
 
 
-def usage(used: Usage) -> CompletionUsage:
+def usage(used: Usage, reasoning_tokens: int = 0) -> CompletionUsage:
     return CompletionUsage(
         used.prompt_tokens,
         used.completion_tokens,
         used.prompt_tokens + used.completion_tokens,
         PromptTokensDetails(used.cached_tokens),
+        CompletionTokensDetails(reasoning_tokens) if reasoning_tokens else msgspec.UNSET,
     )

@@ -16,16 +16,17 @@ from gateway.api.parse_extras import ExtraFields, prepared, refuse_unserved
 from gateway.api.parse_json import JsonObject, to_request
 from gateway.api.parse_sampling import Label, Metadata, TokenLimit
 from gateway.api.parse_structured import of_chat_fields
+from gateway.api.parse_tools import CallId, Effort, Name, choice_of, tools_of
 from gateway.api.responses_object import Echo
 from gateway.caller import Caller
-from gateway.generation import ChatMessage, Generation, Speaker, TemplateOptions
+from gateway.generation import ChatMessage, Generation, Speaker, TemplateOptions, ToolCall
 from gateway.tokenizer import TEMPLATE_NAMES
 from schemas.config import Gateway
 from schemas.errors import HeadraceError
 from schemas.sampling import Sampling
 
 SIMPLE_TEMPERATURE = 0.3  # the simple chat has no knobs, and at 1 a small model rambles
-_TOOLS = "tools are not served"
+_TOOLS = "use tools"
 UNSUPPORTED = {
     **parse_extras.UNSUPPORTED,
     "add_special_tokens": "the chat template brings them",
@@ -42,9 +43,8 @@ UNSUPPORTED = {
     "prompt_cache_options": "prefix caching is automatic",
     "prompt_cache_retention": "prefix caching is automatic",
     "return_prompt_text": "leave it out",
-    "reasoning_effort": "reasoning settings are not served",
     "verbosity": "leave it out",
-    "web_search_options": _TOOLS,
+    "web_search_options": "only functions of the client are called",
 }
 NEUTRAL = {
     **parse_extras.NEUTRAL,
@@ -52,7 +52,7 @@ NEUTRAL = {
     "echo": False,
     "return_prompt_text": False,
 }
-_UNSUPPORTED_IN_MESSAGES = ("audio", "function_call", "name", "refusal", "tool_calls", "tool_call_id")
+_UNSUPPORTED_IN_MESSAGES = ("audio", "function_call", "name", "refusal")
 
 
 TemplateFields = Annotated[
@@ -69,9 +69,24 @@ class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     text: str
 
 
+class CalledFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: Name
+    arguments: str
+
+
+class ChatCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    id: CallId
+    function: CalledFunction
+    type: Literal["function"] = "function"
+    index: int | None = None  # of a stream's delta that is sent back
+
+
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None  # of an assistant that called tools
+    tool_calls: list[ChatCall] | None = None
+    tool_call_id: CallId | None = None
+    reasoning_content: str | None = None
 
 
 class ChatCompletion(ExtraFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -88,6 +103,7 @@ class ChatCompletion(ExtraFields, frozen=True, kw_only=True, forbid_unknown_fiel
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     parallel_tool_calls: bool | None = None
+    reasoning_effort: Effort | None = None
     service_tier: str | None = None
     tool_choice: str | dict[str, Any] | None = None
     tools: list[Any] | None = None
@@ -128,8 +144,10 @@ def chat_generation(
             "invalid_request", "Send max_completion_tokens or max_tokens, not both.", param="max_tokens"
         )
     given = chat.max_completion_tokens or chat.max_tokens
-    messages = tuple(ChatMessage(m.role, _text(m.content)) for m in chat.messages)
-    if not any(message.content for message in messages):
+    messages = tuple(_message(i, message) for i, message in enumerate(chat.messages))
+    tools = tools_of(chat.tools, nested=True)
+    choice, named = choice_of(chat.tool_choice, tools, nested=True)
+    if not any(message.content or message.tool_calls for message in messages):
         raise HeadraceError("invalid_value", "messages: all are empty; send some text.", param="messages")
     echo = Echo(
         max_output_tokens=given,
@@ -154,6 +172,11 @@ def chat_generation(
         ),
         template_options=_template_options(chat.chat_template_kwargs or {}),
         speaker=_speaker(chat),
+        tools=tools,
+        tool_choice=choice,
+        named_tool=named,
+        one_call=chat.parallel_tool_calls is False,
+        reasoning_effort=chat.reasoning_effort,
         max_tokens_given=given is not None,
         stop=chat.stop_strings(),
         store=False,
@@ -212,7 +235,7 @@ def _served(messages: object) -> object:
     for i, message in enumerate(messages):
         if not isinstance(message, dict):
             return messages  # the struct says what is wrong with it
-        if message.get("role") in ("tool", "function"):
+        if message.get("role") == "function":
             raise _unsupported(f"messages[{i}].role", _TOOLS)
         for name in _UNSUPPORTED_IN_MESSAGES:
             if message.get(name):
@@ -221,7 +244,7 @@ def _served(messages: object) -> object:
         for j, part in enumerate(parts if isinstance(parts, list) else ()):
             if isinstance(part, dict) and part.get("type", "text") != "text":
                 raise _unsupported(f"messages[{i}].content[{j}].type", "only text parts are served")
-        dropped = (*_UNSUPPORTED_IN_MESSAGES, "annotations")
+        dropped = (*_UNSUPPORTED_IN_MESSAGES, "annotations", "tool_calls", "tool_call_id")
         served.append({k: v for k, v in message.items() if not (k in dropped and not v)})
     return served
 
@@ -234,8 +257,6 @@ def _refuse_unserved(chat: ChatCompletion) -> None:
     refused = {
         "store": (chat.store is True, "answers are not kept to be listed later; leave it out"),
         "service_tier": (chat.service_tier not in (None, "auto", "default"), "use 'auto'"),
-        "tool_choice": (chat.tool_choice not in (None, "auto", "none"), _TOOLS),
-        "tools": (bool(chat.tools), _TOOLS),
     }
     for name, (is_refused, instead) in refused.items():
         if is_refused:
@@ -244,6 +265,22 @@ def _refuse_unserved(chat: ChatCompletion) -> None:
             )
     if chat.top_logprobs is not None and not chat.logprobs:
         raise HeadraceError("invalid_request", "top_logprobs needs logprobs: true.", param="top_logprobs")
+
+
+def _message(i: int, sent: Message) -> ChatMessage:
+    if sent.content is None and not (sent.role == "assistant" and sent.tool_calls):
+        raise HeadraceError(
+            "invalid_value", f"messages[{i}].content: give a string or parts.", param=f"messages[{i}].content"
+        )
+    if (sent.role == "tool") != (sent.tool_call_id is not None):
+        problem = f"messages[{i}]: tool_call_id belongs to messages of the role tool, and to each."
+        raise HeadraceError("invalid_request", problem, param=f"messages[{i}].tool_call_id")
+    if sent.role != "assistant" and (sent.tool_calls or sent.reasoning_content):
+        problem = f"messages[{i}]: only the assistant thinks and calls tools."
+        raise HeadraceError("invalid_request", problem, param=f"messages[{i}].role")
+    calls = tuple(ToolCall(c.id, c.function.name, c.function.arguments) for c in sent.tool_calls or ())
+    text = "" if sent.content is None else _text(sent.content)
+    return ChatMessage(sent.role, text, calls, sent.tool_call_id, sent.reasoning_content or "")
 
 
 def _text(content: str | list[TextPart]) -> str:

@@ -14,6 +14,16 @@ from msgspec import Meta
 from gateway.api.parse_json import JsonObject, to_request
 from gateway.api.parse_sampling import IdempotencyKey, Label, Metadata, SamplingFields, TokenLimit
 from gateway.api.parse_structured import of_output_format, refuse_other_formats
+from gateway.api.parse_tools import (
+    Assistant,
+    Effort,
+    SentCall,
+    SentOutput,
+    SentReasoning,
+    choice_of,
+    output_message,
+    tools_of,
+)
 from gateway.api.responses_object import Echo, OutputFormat, TextFormat
 from gateway.caller import Caller
 from gateway.generation import ChatMessage, Generation
@@ -26,12 +36,11 @@ UNSUPPORTED = {
     "background_options": "leave it out",
     "context_management": "leave it out; the gateway keeps the last rounds of a conversation",
     "image": "only text is served",
-    "max_tool_calls": "tools are not served",
+    "max_tool_calls": "calls are the client's to make; count them there",
     "moderation": "moderate before or after the call",
     "prompt": "send the text itself as input",
     "prompt_cache_options": "prefix caching is automatic",
     "prompt_cache_retention": "prefix caching is automatic",
-    "reasoning": "reasoning settings are not served",
 }
 
 LOGPROBS = "message.output_text.logprobs"
@@ -47,13 +56,24 @@ class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     logprobs: list[Any] | None = None
 
 
-class InputMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class InputMessage(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="message"
+):
     role: Literal["user", "assistant", "system", "developer"]
     content: str | list[TextPart]
-    type: Literal["message"] = "message"
     id: str | None = None  # of an output that is sent back
     status: Literal["in_progress", "completed", "incomplete"] | None = None
     phase: Literal["commentary", "final_answer"] | None = None
+
+
+class Reasoning(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    effort: Effort | None = None
+    summary: None = None  # what the model thought is shown whole
+    generate_summary: None = None
+
+
+InputItem = InputMessage | SentCall | SentOutput | SentReasoning
+ITEMS = ("message", "function_call", "function_call_output", "reasoning")
 
 
 class ConversationRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,7 +90,7 @@ class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ResponseCreate(SamplingFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    input: str | list[InputMessage]
+    input: str | list[InputItem]
     model: Label | None = None
     instructions: str | None = None
     conversation: Label | ConversationRef | None = None
@@ -90,6 +110,7 @@ class ResponseCreate(SamplingFields, frozen=True, kw_only=True, forbid_unknown_f
     generate: bool | None = None
     include: list[str] | None = None
     parallel_tool_calls: bool | None = None
+    reasoning: Reasoning | None = None
     service_tier: str | None = None
     tool_choice: str | dict[str, Any] | None = None
     tools: list[Any] | None = None
@@ -99,7 +120,8 @@ class ResponseCreate(SamplingFields, frozen=True, kw_only=True, forbid_unknown_f
 
 def parse_create(raw: JsonObject) -> ResponseCreate:
     """Raises ``HeadraceError``; see ``parse_json`` for the codes."""
-    _refuse_other_items(raw.get("input"))
+    _refuse_summaries(raw.get("reasoning"))
+    raw = {**raw, "input": _items(raw["input"])} if "input" in raw else raw
     if isinstance(text := raw.get("text"), dict):
         refuse_other_formats(text.get("format"), "text.format")
     create = to_request(raw, ResponseCreate, unsupported=UNSUPPORTED)
@@ -127,6 +149,8 @@ def to_generation(
         )
     if conversation == "":
         raise HeadraceError("invalid_value", "conversation: name it, or leave it out.", param="conversation")
+    tools = tools_of(create.tools, nested=False)
+    choice, named = choice_of(create.tool_choice, tools, nested=False)
     max_tokens = create.max_output_tokens or limits.default_max_tokens
     structured = of_output_format(_format(create))
     return Generation(
@@ -137,6 +161,11 @@ def to_generation(
         messages=_messages(create),
         sampling=create.sampling(max_tokens, logprobs=_logprobs(create), structured=structured),
         max_tokens_given=create.max_output_tokens is not None,
+        tools=tools,
+        tool_choice=choice,
+        named_tool=named,
+        one_call=create.parallel_tool_calls is False,
+        reasoning_effort=None if create.reasoning is None else create.reasoning.effort,
         stop=create.stop_strings(),
         conversation=conversation,
         previous_response_id=_previous(create.previous_response_id),
@@ -148,22 +177,45 @@ def to_generation(
     )
 
 
-def _refuse_other_items(items: object) -> None:
-    """Input items and parts that exist at OpenAI but are not served get a message that says so, before
-    the struct would complain about their fields."""
+def _refuse_summaries(reasoning: object) -> None:
+    given = reasoning if isinstance(reasoning, dict) else {}
+    for name in ("summary", "generate_summary"):
+        if given.get(name) is not None:
+            param = f"reasoning.{name}"
+            problem = f"{param} is not supported: reasoning is shown as it is; leave it out."
+            raise HeadraceError("unsupported_parameter", problem, param=param)
+
+
+def _items(items: object) -> object:
+    """Input items with their type, and without the nulls that SDKs write for what they do not use. Those that
+    exist at OpenAI but are not served, and such parts, get a message that says so, before the struct would
+    complain about their fields."""
     if not isinstance(items, list):
-        return
+        return items
+    typed: list[object] = []
     for i, item in enumerate(items):
         if not isinstance(item, dict):
+            typed.append(item)
             continue
         kind = item.get("type") or "message"
-        if isinstance(kind, str) and kind != "message":
-            raise _only_text(f"input[{i}].type", kind, "items of type 'message'")
-        parts = item.get("content")
+        if kind == "item_reference":
+            problem = f"input[{i}]: items are not kept to be referred to; send it, or previous_response_id."
+            raise HeadraceError("unsupported_parameter", problem, param=f"input[{i}].type")
+        if isinstance(kind, str) and kind not in ITEMS:
+            raise _only_text(f"input[{i}].type", kind, f"items of type {', '.join(ITEMS)}")
+        if kind == "reasoning" and item.get("encrypted_content") is not None:
+            param = f"input[{i}].encrypted_content"
+            raise HeadraceError(
+                "unsupported_parameter", f"{param} cannot be read: leave it out.", param=param
+            )
+        typed.append({**{k: v for k, v in item.items() if v is not None}, "type": kind})
+        parts = item.get("content") if kind == "message" else item.get("output")
         for j, part in enumerate(parts if isinstance(parts, list) else ()):
             kind = part.get("type") if isinstance(part, dict) else None
             if isinstance(kind, str) and kind not in ("input_text", "output_text", "text"):
-                raise _only_text(f"input[{i}].content[{j}].type", kind, "text parts")
+                name = "content" if "content" in item else "output"
+                raise _only_text(f"input[{i}].{name}[{j}].type", kind, "text parts")
+    return typed
 
 
 def _only_text(param: str, kind: str, served: str) -> HeadraceError:
@@ -180,8 +232,6 @@ def _refuse_unserved(create: ResponseCreate) -> None:
         "include": (bool(set(create.include or ()) - {LOGPROBS}), f"only {LOGPROBS!r} is"),
         "service_tier": (create.service_tier not in (None, "auto", "default"), "use 'auto'"),
         "text.verbosity": (text.verbosity is not None, "leave it out"),
-        "tool_choice": (create.tool_choice not in (None, "auto", "none"), "tools are not served; use 'auto'"),
-        "tools": (bool(create.tools), "tools are not served"),
         "truncation": _truncation(create),
     }
     for name, (is_refused, instead) in refused.items():
@@ -206,10 +256,29 @@ def _messages(create: ResponseCreate) -> tuple[ChatMessage, ...]:
     if isinstance(create.input, str):
         messages.append(ChatMessage("user", create.input))
     else:
-        messages.extend(ChatMessage(item.role, _text(item.content)) for item in create.input)
-    if not any(message.content for message in messages if message.role != "system"):
+        messages += _of_items(create.input)
+    if not any(message.content or message.tool_calls for message in messages if message.role != "system"):
         raise HeadraceError("invalid_value", "input is empty: send some text.", param="input")
     return tuple(messages)
+
+
+def _of_items(items: list[InputItem]) -> list[ChatMessage]:
+    messages: list[ChatMessage] = []
+    assistant = Assistant()
+    for item in items:
+        match item:
+            case SentReasoning():
+                messages += assistant.message()
+                assistant.thought(item)
+            case SentCall():
+                assistant.called(item)
+            case SentOutput():
+                messages += [*assistant.message(), output_message(item)]
+            case InputMessage(role="assistant"):
+                assistant.said(_text(item.content))
+            case InputMessage():
+                messages += [*assistant.message(), ChatMessage(item.role, _text(item.content))]
+    return messages + assistant.message()
 
 
 def _text(content: str | list[TextPart]) -> str:
@@ -239,6 +308,8 @@ def _echo(create: ResponseCreate) -> Echo:
         for name in Echo.__struct_fields__
         if name != "format" and (value := getattr(create, name)) is not None
     }
+    if create.reasoning is not None:
+        given["reasoning"] = {"effort": create.reasoning.effort, "summary": None}
     return Echo(**given, format=_format(create) or TextFormat())
 
 

@@ -12,9 +12,9 @@ from typing import Literal
 
 import msgspec
 
+from gateway.api.item_events import GrowthEvent, ItemEvent, Items, Lane, PartEvent, TextDelta, TextDone
 from gateway.api.responses_object import (
     Head,
-    OutputMessage,
     OutputText,
     Response,
     Status,
@@ -26,12 +26,10 @@ from gateway.api.responses_object import (
 )
 from gateway.api.token_logprobs import Spelling, show
 from gateway.cursor import cursor, ending, token_of
-from gateway.generation import Ended, Started, Text, Update
+from gateway.generation import Ended, Parsed, Started, Text, Update
 
 CREATED, QUEUED, IN_PROGRESS = cursor(0, 0), cursor(0, 1), cursor(0, 2)
 ITEM_ADDED, PART_ADDED, FIRST_DELTA = cursor(1, 0), cursor(1, 1), cursor(1, 2)
-
-Lane = str | msgspec.UnsetType  # ``stream_id``: the client's name for the request's lane on its WebSocket
 
 
 class ResponseEvent(msgspec.Struct, frozen=True):
@@ -48,47 +46,7 @@ class ResponseEvent(msgspec.Struct, frozen=True):
     stream_id: Lane
 
 
-class ItemEvent(msgspec.Struct, frozen=True):
-    type: Literal["response.output_item.added", "response.output_item.done"]
-    sequence_number: int
-    item: OutputMessage
-    stream_id: Lane
-    output_index: int = 0
-
-
-class PartEvent(msgspec.Struct, frozen=True):
-    type: Literal["response.content_part.added", "response.content_part.done"]
-    sequence_number: int
-    item_id: str
-    part: OutputText
-    stream_id: Lane
-    output_index: int = 0
-    content_index: int = 0
-
-
-class TextDelta(msgspec.Struct, frozen=True):
-    type: Literal["response.output_text.delta"]
-    sequence_number: int
-    item_id: str
-    delta: str
-    logprobs: msgspec.Raw
-    stream_id: Lane
-    output_index: int = 0
-    content_index: int = 0
-
-
-class TextDone(msgspec.Struct, frozen=True):
-    type: Literal["response.output_text.done"]
-    sequence_number: int
-    item_id: str
-    text: str
-    logprobs: msgspec.Raw
-    stream_id: Lane
-    output_index: int = 0
-    content_index: int = 0
-
-
-Event = ResponseEvent | ItemEvent | PartEvent | TextDelta | TextDone
+Event = ResponseEvent | GrowthEvent
 _TERMINAL: dict[str, Literal["response.completed", "response.incomplete", "response.failed"]] = {
     "completed": "response.completed",
     "incomplete": "response.incomplete",
@@ -106,7 +64,9 @@ def seen_tokens(after: int) -> int:
 class ResponseEvents:
     """One reader's events. ``after``: the last ``sequence_number`` that its client has seen (-1: none);
     feed it the updates behind ``seen_tokens(after)``, and events up to ``after`` are left out.
-    ``output``: all that was released, asked for at the end, which repeats it whoever has seen what."""
+    ``output``: all that was released, asked for at the end, which repeats it whoever has seen what.
+    ``is_parsed``: it brings
+    ``Parsed`` instead of ``Text``, all of it from the first token."""
 
     def __init__(
         self,
@@ -116,6 +76,7 @@ class ResponseEvents:
         *,
         after: int = -1,
         stream_id: str | None = None,
+        is_parsed: bool = False,
     ) -> None:
         self._head = head
         self._output = output
@@ -123,8 +84,10 @@ class ResponseEvents:
         self._after = after
         self._lane: Lane = msgspec.UNSET if stream_id is None else stream_id
         self._item_id = item_id(head.id)
+        self._is_parsed = is_parsed
         self._in_progress = False
         self._open = False
+        self._items: Items | None = None  # where it is parsed
 
     def opening(self) -> list[Event]:
         """Sent as soon as the response is accepted."""
@@ -136,6 +99,8 @@ class ResponseEvents:
         match update:
             case Text():
                 return self._unseen(self._text(update))
+            case Parsed():
+                return self._parsed(update)
             case Ended():
                 return self._end(update)
             case Started():
@@ -169,6 +134,21 @@ class ResponseEvents:
             events.append(TextDelta(kind, number, self._item_id, update.text, logprobs, self._lane))
         return events
 
+    def _parsed(self, update: Parsed) -> list[Event]:
+        started = [] if self._in_progress else self._unseen(self._start())
+        return [*started, *self._growing().feed(update)]
+
+    def _growing(self) -> Items:
+        if self._items is None:
+            self._items = Items(self._head, self._spelling, self._lane, self._after)
+        return self._items
+
+    def _parsed_end(self, end: Ended) -> list[Event]:
+        items = self._growing()
+        events, number = items.end(end)
+        response = ended(self._head, end, None, items.done)
+        return [*events, ResponseEvent(_TERMINAL[end.outcome], number, response, self._lane)]
+
     def _opened(self, item_number: int, part_number: int) -> list[Event]:
         self._open = True
         item = message(self._head, "in_progress", None)
@@ -179,6 +159,8 @@ class ResponseEvents:
 
     def _end(self, end: Ended) -> list[Event]:
         """The last event is told to everyone: who asks for what comes behind it would wait for ever."""
+        if self._is_parsed:
+            return self._parsed_end(end)
         number = ending(end.total)
         events: list[Event] = []
         if end.total > 0 and not self._open:

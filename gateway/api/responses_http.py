@@ -17,8 +17,8 @@ from gateway.api.front import Front, caller_of
 from gateway.api.http_request import generate, json_answer, read_object, until_ended
 from gateway.api.parse_json import unknown_parameter
 from gateway.api.parse_responses import parse_create, to_generation
-from gateway.api.responses_events import Event, seen_tokens
-from gateway.api.responses_view import attach, events_of, snapshot
+from gateway.api.responses_events import Event
+from gateway.api.responses_view import attach, events_of, first_token, snapshot
 from gateway.api.responses_view import cancel as cancel_response
 from gateway.generation import Ended, Update
 from gateway.live import Live
@@ -113,7 +113,7 @@ def _stream(front: Front, live: Live, *, after: int) -> Response:
 
     return EventStream(
         front,
-        [Source(live, frames, seen_tokens(after))],
+        [Source(live, frames, first_token(live, after))],
         opening=b"".join(map(_frame, events.opening())),
         failed=_failed,
         headers={"x-request-id": live.response_id},

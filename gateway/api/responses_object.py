@@ -6,6 +6,7 @@ the SDK's own types. Knows nothing of transports or of how a response is generat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -65,7 +66,9 @@ class Echo(msgspec.Struct, frozen=True, kw_only=True):
     prompt_cache_key: str | None = None
     store: bool = True
     parallel_tool_calls: bool = True
-    tool_choice: str = "auto"
+    tool_choice: Any = "auto"
+    tools: list[dict[str, Any]] = []
+    reasoning: dict[str, Any] | None = None
     top_logprobs: int = 0
     format: OutputFormat = TextFormat()  # of the text
 
@@ -81,6 +84,28 @@ class OutputMessage(msgspec.Struct, frozen=True, tag_field="type", tag="message"
     status: ItemStatus
     content: list[OutputText]
     role: Literal["assistant"] = "assistant"
+
+
+class ReasoningText(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning_text"):
+    text: str
+
+
+class ReasoningItem(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning"):
+    id: str
+    status: ItemStatus
+    content: list[ReasoningText]
+    summary: Nothing = []
+
+
+class FunctionCall(msgspec.Struct, frozen=True, tag_field="type", tag="function_call"):
+    id: str
+    status: ItemStatus
+    call_id: str
+    name: str
+    arguments: str
+
+
+OutputItem = OutputMessage | ReasoningItem | FunctionCall
 
 
 class InputTokensDetails(msgspec.Struct, frozen=True):
@@ -137,7 +162,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int
     status: Status
     model: str
-    output: list[OutputMessage]
+    output: Sequence[OutputItem]
     error: ResponseError | None
     incomplete_details: IncompleteDetails | None
     usage: ResponseUsage | None
@@ -153,11 +178,12 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     prompt_cache_key: str | None
     store: bool
     parallel_tool_calls: bool
-    tool_choice: str
+    tool_choice: Any
     completed_at: float | None = None
     object: Literal["response"] = "response"
     background: bool = False
-    tools: Nothing = []
+    tools: list[dict[str, Any]] = []
+    reasoning: dict[str, Any] | None = None
     text: TextConfig = TextConfig()
     top_logprobs: int
     truncation: Literal["auto", "disabled"]
@@ -195,9 +221,14 @@ def head(job: Job) -> Head:
     )
 
 
-def item_id(response: ResponseId) -> str:
-    """The id of a response's message: a pure function, so that every gateway gives the same."""
-    return "msg_" + response.removeprefix("resp_")
+_PREFIXES = {"message": "msg_", "reasoning": "rs_", "function_call": "fc_"}
+
+
+def item_id(
+    response: ResponseId, kind: Literal["message", "reasoning", "function_call"] = "message", index: int = 0
+) -> str:
+    """The id of a response's item: a pure function, so that every gateway gives the same."""
+    return _PREFIXES[kind] + response.removeprefix("resp_") + (f"_{index}" if index else "")
 
 
 def running(head: Head, status: Status) -> Response:
@@ -209,8 +240,13 @@ def message(head: Head, status: ItemStatus, content: OutputText | None) -> Outpu
     return OutputMessage(item_id(head.id), status, [] if content is None else [content])
 
 
-def ended(head: Head, end: Ended, content: OutputText | None) -> Response:
-    """``content`` None: no message was opened (it failed or was cancelled before the first token)."""
+def ended(
+    head: Head, end: Ended, content: OutputText | None, output: Sequence[OutputItem] | None = None
+) -> Response:
+    """``content`` None: no message was opened (it failed or was cancelled before the first token).
+    ``output``: the items, where they are more than one message."""
+    if output is None:
+        output = [] if content is None else [message(head, item_end(end), content)]
     status: Status = end.outcome
     error = details = None
     if end.outcome == "failed":
@@ -222,10 +258,10 @@ def ended(head: Head, end: Ended, content: OutputText | None) -> Response:
     return _build(
         head,
         status,
-        output=[] if content is None else [message(head, item_end(end), content)],
+        output=output,
         error=error,
         incomplete_details=details,
-        usage=_usage(end.usage),
+        usage=_usage(end.usage, end.reasoning_tokens),
         completed_at=(head.created_unix_ms + end.total_ms) / 1000 if end.outcome == "completed" else None,
         timings=_timings(end),
     )
@@ -239,7 +275,7 @@ def _build(
     head: Head,
     status: Status,
     *,
-    output: list[OutputMessage] | None = None,
+    output: Sequence[OutputItem] = (),
     error: ResponseError | None = None,
     incomplete_details: IncompleteDetails | None = None,
     usage: ResponseUsage | None = None,
@@ -254,7 +290,7 @@ def _build(
         created_at=head.created_unix_ms // 1000,
         status=status,
         model=head.model,
-        output=output or [],
+        output=output,
         error=error,
         incomplete_details=incomplete_details,
         usage=usage,
@@ -273,6 +309,8 @@ def _build(
         store=echo.store,
         parallel_tool_calls=echo.parallel_tool_calls,
         tool_choice=echo.tool_choice,
+        tools=echo.tools,
+        reasoning=echo.reasoning,
         top_logprobs=echo.top_logprobs,
         text=TextConfig(echo.format),
         truncation="disabled" if alone else "auto",
@@ -285,12 +323,13 @@ def error_type(code: str) -> str:
     return ERRORS.get(code, ERRORS["internal_error"]).type
 
 
-def _usage(usage: Usage) -> ResponseUsage:
+def _usage(usage: Usage, reasoning_tokens: int) -> ResponseUsage:
     return ResponseUsage(
         input_tokens=usage.prompt_tokens,
         input_tokens_details=InputTokensDetails(usage.cached_tokens),
         output_tokens=usage.completion_tokens,
         total_tokens=usage.prompt_tokens + usage.completion_tokens,
+        output_tokens_details=OutputTokensDetails(reasoning_tokens),
     )
 
 

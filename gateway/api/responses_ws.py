@@ -21,8 +21,8 @@ from gateway.api.front import Front
 from gateway.api.parse_json import JsonObject, to_request
 from gateway.api.parse_responses import parse_create, to_generation
 from gateway.api.parse_sampling import Label
-from gateway.api.responses_events import Event, ResponseEvents, seen_tokens
-from gateway.api.responses_view import attach, cancel, events_of
+from gateway.api.responses_events import Event, ResponseEvents
+from gateway.api.responses_view import attach, cancel, events_of, first_token
 from gateway.api.sockets import Socket, SocketClosed
 from gateway.api.token_logprobs import off_loop
 from gateway.caller import Caller
@@ -184,7 +184,7 @@ class ResponsesSession:
     async def _follow(self, live: Live, origin: Origin, *, after: int) -> None:
         """Send the events behind ``after``. While one waits for the client, news merge in the reader. A
         drain waits for whoever follows, of an old connection or of one that resumed."""
-        reader = live.reader(seen_tokens(after))
+        reader = live.reader(first_token(live, after))
         try:
             with self._front.answering(new=False):
                 events = events_of(self._front, live, after=after, stream_id=origin.stream_id)

@@ -14,7 +14,15 @@ from schemas.config import Sim
 from schemas.ids import ResponseId
 from schemas.reply import TokenLogprobs
 from workers.engine.base import Delta, EngineDead, EngineInfo, EngineLoad, EngineRequest, RequestEnd, StepSink
-from workers.engine.sim_sequence import SimState, choose, is_end, logprobs_of, next_state, start_state
+from workers.engine.sim_sequence import (
+    SimState,
+    choose,
+    dictated,
+    is_end,
+    logprobs_of,
+    next_state,
+    start_state,
+)
 from workers.engine.sim_tokenizer import write_tokenizer
 from workers.engine.sim_words import EOS_ID, VOCAB_SIZE
 
@@ -24,11 +32,21 @@ _WATCHDOG_LOOKS = 4  # in one hang timeout
 class _Request:
     """One request in the batch, or waiting for it. Times are the loop's clock in seconds."""
 
-    __slots__ = ("admitted_s", "first_token_s", "limit", "position", "request", "state", "submitted_s")
+    __slots__ = (
+        "admitted_s",
+        "first_token_s",
+        "limit",
+        "position",
+        "request",
+        "said",
+        "state",
+        "submitted_s",
+    )
 
     def __init__(self, request: EngineRequest, state: SimState, limit: int, now_s: float) -> None:
         self.request = request
         self.state = state
+        self.said = dictated(request.prompt_ids)
         self.position = len(request.prior_ids)  # of the next token in the completion
         self.limit = limit  # the position where it ends by length
         self.submitted_s = self.admitted_s = self.first_token_s = now_s
@@ -217,8 +235,11 @@ class SimEngine:
     def _advance(self, entry: _Request, now_s: float) -> Delta:
         """The next token of one request."""
         request, state, position = entry.request, entry.state, entry.position
-        token = choose(state, position, request.sampling, self._config.mean_output_tokens)
-        if is_end(token, position, request.sampling):
+        if entry.said is not None:
+            token = entry.said[position] if position < len(entry.said) else EOS_ID
+        else:
+            token = choose(state, position, request.sampling, self._config.mean_output_tokens)
+        if (entry.said is None or token == EOS_ID) and is_end(token, position, request.sampling):
             self._drop(request.request_id)
             return Delta(request.request_id, end=entry.end(now_s, token))
         logprobs: tuple[TokenLogprobs, ...] | None = None

@@ -1,7 +1,8 @@
 """What the simulated engine says, as a pure function: the next token is a hash of every token before it.
 
 Prompt, completion and seed all go into the hash, so one token lost, repeated, reordered or continued from
-the wrong place changes everything behind it. ``expected_completion`` is the whole answer at once, for
+the wrong place changes everything behind it. A prompt may dictate the answer instead (``dictated``), so that
+one can have tool calls or reasoning in it. ``expected_completion`` is the whole answer at once, for
 whoever checks a stream. Must not know time, batches or asyncio.
 """
 
@@ -12,7 +13,16 @@ from typing import NamedTuple
 
 from schemas.reply import FinishReason, TokenLogprobs
 from schemas.sampling import Sampling
-from workers.engine.sim_words import COMMON_WORDS, COMPOUND_WORDS, EOS_ID, FIRST_WORD_ID, VOCAB_SIZE
+from workers.engine.sim_words import (
+    COMMON_WORDS,
+    COMPOUND_WORDS,
+    EOS_ID,
+    FIRST_SPECIAL_ID,
+    FIRST_WORD_ID,
+    SAY_ID,
+    START_ID,
+    VOCAB_SIZE,
+)
 
 _MASK = (1 << 64) - 1
 _FNV_OFFSET, _FNV_PRIME = 0xCBF29CE484222325, 0x100000001B3  # FNV-1a, over tokens instead of bytes
@@ -43,6 +53,24 @@ def start_state(prompt_ids: Iterable[int], seed: int | None) -> SimState:
     for token in prompt_ids:
         digest = ((digest ^ token) * _FNV_PRIME) & _MASK
     return SimState(digest)
+
+
+def dictated(prompt_ids: Sequence[int]) -> Sequence[int] | None:
+    """What the prompt's last message says that is to be answered: all of it behind ``<|say|>``. None where it
+    says nothing of the kind."""
+    if SAY_ID not in prompt_ids:
+        return None
+    answer = _rindex(prompt_ids, START_ID, len(prompt_ids))
+    message = _rindex(prompt_ids, START_ID, answer)
+    said = _rindex(prompt_ids, SAY_ID, answer)
+    if not 0 <= message < said:
+        return None
+    end = next((i for i in range(said + 1, len(prompt_ids)) if prompt_ids[i] >= FIRST_SPECIAL_ID), None)
+    return prompt_ids[said + 1 : end]
+
+
+def _rindex(ids: Sequence[int], wanted: int, end: int) -> int:
+    return next((i for i in range(end - 1, -1, -1) if ids[i] == wanted), -1)
 
 
 def next_state(state: SimState, token: int) -> SimState:
@@ -86,6 +114,9 @@ def expected_completion(
 ) -> tuple[list[int], FinishReason]:
     """What an engine with this configuration answers, whoever was killed on the way."""
     budget = min(sampling.max_tokens, max_model_len - len(prompt_ids))
+    said = dictated(prompt_ids)
+    if said is not None:
+        return list(said[:budget]), "stop" if len(said) < budget else "length"
     state = start_state(prompt_ids, sampling.seed)
     ids: list[int] = []
     while len(ids) < budget:

@@ -17,11 +17,21 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from workers.engine.sim_words import FIRST_WORD_ID, SPECIAL_TOKENS, WORDS
 
+# Calls and reasoning as Hermes and Qwen write them; without tools and options nothing but the messages.
 _CHAT_TEMPLATE = (
+    "{% if tools %}<|im_start|>system\n<tools>\n"
+    "{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}</tools><|im_end|>\n{% endif %}"
     "{% for message in messages %}"
-    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "<|im_start|>{{ message['role'] }}\n"
+    "{% if message['reasoning_content'] %}<think>\n{{ message['reasoning_content'] }}</think>\n\n{% endif %}"
+    "{{ message['content'] }}"
+    "{% for call in message['tool_calls'] or [] %}"
+    "<tool_call>\n{{ {'name': call.function.name, 'arguments': call.function.arguments} | tojson }}\n"
+    "</tool_call>"
+    "{% endfor %}<|im_end|>\n"
     "{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking %}<think>\n{% endif %}{% endif %}"
 )
 
 

@@ -38,7 +38,9 @@ COMPOUND_WORDS = tuple(first + second for first in _FIRST_HALVES for second in _
 
 FIRST_WORD_ID = 256
 WORDS = COMMON_WORDS + COMPOUND_WORDS
-SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-_FIRST_SPECIAL_ID = FIRST_WORD_ID + len(WORDS)
-EOS_ID = _FIRST_SPECIAL_ID + SPECIAL_TOKENS.index("<|im_end|>")
-VOCAB_SIZE = _FIRST_SPECIAL_ID + len(SPECIAL_TOKENS)
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|say|>")
+FIRST_SPECIAL_ID = FIRST_WORD_ID + len(WORDS)
+EOS_ID = FIRST_SPECIAL_ID + SPECIAL_TOKENS.index("<|im_end|>")
+SAY_ID = FIRST_SPECIAL_ID + SPECIAL_TOKENS.index("<|say|>")
+START_ID = FIRST_SPECIAL_ID + SPECIAL_TOKENS.index("<|im_start|>")
+VOCAB_SIZE = FIRST_SPECIAL_ID + len(SPECIAL_TOKENS)

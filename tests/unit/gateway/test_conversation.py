@@ -94,7 +94,7 @@ def take_turn(
     tokenizer: ChatTokenizer, context: Context, question: str, answer_ids: list[int], rounds: int = 10
 ) -> tuple[tuple[int, ...], bool, Context]:
     built = build(tokenizer, MODEL, 4096, asking(user(question)), context, default_max_tokens=10)
-    text, messages = present((user(question),))
+    text, messages, _ = present((user(question),))
     presentation = Presentation(api="responses", user_text=text, input=messages)
     job = msgspec.structs.replace(JOB, prompt_ids=built.ids, presentation=presentation)
     folded = fold(built.context, job, log_of(answer_ids), tokenizer.detokenizer, rounds=rounds)
@@ -152,7 +152,7 @@ def test_a_template_that_rewrites_old_answers_is_rendered_again() -> None:
 
 def test_system_message_kept_and_changed(tokenizer: ChatTokenizer) -> None:
     system = ChatMessage("system", "Be brief.")
-    text, messages = present((system, user("hello")))
+    text, messages, _ = present((system, user("hello")))
     first = build(tokenizer, MODEL, 4096, asking(system, user("hello")), Context(), default_max_tokens=10)
     presentation = Presentation(api="responses", user_text=text, input=messages)
     job = msgspec.structs.replace(JOB, prompt_ids=first.ids, presentation=presentation)

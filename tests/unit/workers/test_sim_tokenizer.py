@@ -31,7 +31,7 @@ def loaded(folder: Path) -> PreTrainedTokenizerBase:
 def test_ids_are_as_the_engine_means_them(loaded: PreTrainedTokenizerBase) -> None:
     assert len(loaded) == VOCAB_SIZE
     assert loaded.eos_token_id == EOS_ID
-    assert loaded.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == list(range(VOCAB_SIZE - 3, VOCAB_SIZE))
+    assert loaded.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == list(range(VOCAB_SIZE - 4, VOCAB_SIZE))
     assert loaded.encode("A\n") == [65, 10]
     assert loaded.encode(f" {WORDS[7]} {WORDS[-1]}") == [FIRST_WORD_ID + 7, FIRST_WORD_ID + len(WORDS) - 1]
     assert len(loaded.encode(f"x{WORDS[7]}")) == 1 + len(WORDS[7])  # not a word without its space
