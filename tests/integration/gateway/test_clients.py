@@ -7,10 +7,11 @@ import asyncio
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from langchain_core.messages import AIMessageChunk, HumanMessage, SystemMessage
@@ -60,6 +61,14 @@ def model_name(served: Gateway) -> Iterator[str]:
         yield client.models.list().data[0].id
 
 
+@pytest.fixture
+async def connections() -> AsyncIterator[dict[str, Any]]:
+    """LangChain's own are kept for the life of the process."""
+    with httpx.Client() as sync:
+        async with httpx.AsyncClient() as made:
+            yield {"http_client": sync, "http_async_client": made}
+
+
 def langchain(served: Gateway, model: str, **more: Any) -> ChatOpenAI:
     made: ChatOpenAI = ChatOpenAI(
         base_url=f"{served.url}/v1",
@@ -79,9 +88,9 @@ MESSAGES = [SystemMessage("s"), HumanMessage("the same")]
 
 @pytest.mark.parametrize("responses_api", [False, True], ids=["chat completions", "responses"])
 async def test_langchain_invokes_streams_and_batches(
-    served: Gateway, model_name: str, responses_api: bool
+    served: Gateway, model_name: str, connections: dict[str, Any], responses_api: bool
 ) -> None:
-    chat = langchain(served, model_name, use_responses_api=responses_api, stream_usage=True)
+    chat = langchain(served, model_name, use_responses_api=responses_api, stream_usage=True, **connections)
     whole = await asyncio.to_thread(chat.invoke, MESSAGES)
     assert whole.text
     assert whole.usage_metadata is not None
@@ -98,8 +107,10 @@ async def test_langchain_invokes_streams_and_batches(
     assert len({answer.text for answer in batched}) == 6
 
 
-async def test_langchain_keeps_a_conversation_of_the_responses_api(served: Gateway, model_name: str) -> None:
-    chat = langchain(served, model_name, use_responses_api=True, use_previous_response_id=True)
+async def test_langchain_keeps_a_conversation_of_the_responses_api(
+    served: Gateway, model_name: str, connections: dict[str, Any]
+) -> None:
+    chat = langchain(served, model_name, use_responses_api=True, use_previous_response_id=True, **connections)
     first = await chat.ainvoke([HumanMessage("my name is Ada")])
     second = await chat.ainvoke([HumanMessage("my name is Ada"), first, HumanMessage("who am I?")])
     assert first.usage_metadata is not None
@@ -107,12 +118,14 @@ async def test_langchain_keeps_a_conversation_of_the_responses_api(served: Gatew
     assert second.usage_metadata["input_tokens"] >= first.usage_metadata["input_tokens"] + TOKENS
 
 
-async def test_langchain_is_told_what_is_refused(served: Gateway, model_name: str) -> None:
+async def test_langchain_is_told_what_is_refused(
+    served: Gateway, model_name: str, connections: dict[str, Any]
+) -> None:
     with pytest.raises(openai.NotFoundError) as refused:
-        await langchain(served, "no-such-model").ainvoke(MESSAGES)
+        await langchain(served, "no-such-model", **connections).ainvoke(MESSAGES)
     assert refused.value.code == "model_not_found"
     with pytest.raises(openai.BadRequestError) as unknown:
-        await langchain(served, model_name, extra_body={"temprature": 1}).ainvoke(MESSAGES)
+        await langchain(served, model_name, extra_body={"temprature": 1}, **connections).ainvoke(MESSAGES)
     assert unknown.value.param == "temprature"
 
 
@@ -120,30 +133,22 @@ async def test_langchain_is_told_what_is_refused(served: Gateway, model_name: st
 
 
 async def test_the_stream_helpers_of_the_python_sdk(served: Gateway, model_name: str) -> None:
+    """They know no final response but a completed one: a stop string ends this one."""
     async with AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
-        ask: dict[str, Any] = {
-            "model": model_name,
-            "input": "helped",
-            "max_output_tokens": TOKENS,
-            "temperature": 0,
-        }
-        async with client.responses.stream(**ask) as stream:
+        ask: dict[str, Any] = {"model": model_name, "input": "helped", "temperature": 0}
+        text = (await client.responses.create(**ask, max_output_tokens=TOKENS)).output_text
+        stop = {"extra_body": {"stop": text[-4:]}}
+        async with client.responses.stream(**ask, **stop) as stream:
             kinds = [event.type async for event in stream]
             final = await stream.get_final_response()
-        assert kinds[0] == "response.created"
-        assert kinds[-1] == "response.incomplete"
-        assert final.output_text == (await client.responses.create(**ask)).output_text
+        assert (kinds[0], kinds[-1]) == ("response.created", "response.completed")
+        assert final.output_text == text[: text.index(text[-4:])]
         async with client.responses.stream(response_id=final.id, starting_after=1002) as resumed:
-            assert (await resumed.get_final_response()).output_text == final.output_text
-        said: dict[str, Any] = {
-            "model": model_name,
-            "messages": [{"role": "user", "content": "helped"}],
-            "max_tokens": TOKENS,
-            "temperature": 0,
-        }
-        async with client.chat.completions.stream(**said) as chunks:
-            async for _ in chunks:
-                pass
+            behind = [event async for event in resumed]
+        assert behind[-1].type == "response.completed"
+        assert min(event.sequence_number for event in behind) > 1002
+        said: dict[str, Any] = {"model": model_name, "messages": [{"role": "user", "content": "helped"}]}
+        async with client.chat.completions.stream(**said, temperature=0, stop=text[-4:]) as chunks:
             completion = await chunks.get_final_completion()
         assert completion.choices[0].message.content == final.output_text
 
