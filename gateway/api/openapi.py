@@ -126,7 +126,8 @@ def _operation(operation: Operation, schemas: _Schemas) -> Json:
     if operation.parameters:
         described["parameters"] = [{"$ref": _AT.format("parameters", name)} for name in operation.parameters]
     if operation.body is not None:
-        content = {"application/json": {"schema": schemas.ref(operation.body.struct)}}
+        body = operation.body
+        content = {"application/json": {"schema": schemas.ref(body.struct), "example": body.example}}
         described["requestBody"] = {"required": True, "content": content}
     return described
 

@@ -27,6 +27,7 @@ class Body:
     """``refused``: fields that exist elsewhere, to what to do instead; here they may only be null."""
 
     struct: Struct
+    example: dict[str, Any]
     refused: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -155,7 +156,11 @@ OPERATIONS: tuple[Operation, ...] = (
         "Generate a response",
         description="As JSON when it has ended, or with `stream` as events while it is generated.",
         parameters=("idempotency_key", "traceparent"),
-        body=Body(parse_responses.ResponseCreate, {**parse_responses.UNSUPPORTED, **_SOCKET_ONLY}),
+        body=Body(
+            parse_responses.ResponseCreate,
+            {"input": "What is a headrace?", "max_output_tokens": 64},
+            refused={**parse_responses.UNSUPPORTED, **_SOCKET_ONLY},
+        ),
         answers=responses_object.Response,
         stream=_EVENTS,
         refusals=(*_GENERATE, *_MEMORY, "previous_response_not_found"),
@@ -201,7 +206,11 @@ OPERATIONS: tuple[Operation, ...] = (
         "Answer a chat whose messages the client keeps",
         description="As JSON, or with `stream` as chunks. vLLM's sampling parameters are taken, too.",
         parameters=("idempotency_key", "traceparent"),
-        body=Body(parse_chat.ChatCompletion, parse_chat.UNSUPPORTED),
+        body=Body(
+            parse_chat.ChatCompletion,
+            {"messages": [{"role": "user", "content": "What is a headrace?"}], "max_tokens": 64},
+            refused=parse_chat.UNSUPPORTED,
+        ),
         answers=chat_events.ChatCompletion,
         stream=_CHUNKS,
         refusals=_GENERATE,
@@ -214,7 +223,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Chat",
         "Answer a user's question; the user's conversation is remembered",
         parameters=("idempotency_key", "traceparent"),
-        body=Body(parse_chat.Question),
+        body=Body(parse_chat.Question, {"user_id": "me", "query": "What is a headrace?"}),
         answers=Answer,
         refusals=(*_GENERATE, *_MEMORY),
         names_response=True,

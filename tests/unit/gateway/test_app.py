@@ -128,6 +128,12 @@ async def test_pages_from_elsewhere_are_kept_out(
     assert (await client.get("/", headers=headers)).status_code == status
 
 
+async def test_who_names_two_hosts_is_believed_neither(client: httpx.AsyncClient) -> None:
+    hosts = [("host", "127.0.0.1:8080"), ("host", "evil.example")]
+    for headers in (hosts, hosts[::-1]):
+        assert code(await client.get("/", headers=headers)) == "forbidden"
+
+
 async def test_the_pages_own_files_are_no_secret(client: httpx.AsyncClient) -> None:
     """Browsers send an Origin for scripts: behind a proxy that changes Host, the page could not even say why
     it does not work."""
