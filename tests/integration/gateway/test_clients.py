@@ -153,6 +153,35 @@ async def test_the_stream_helpers_of_the_python_sdk(served: Gateway, model_name:
         assert completion.choices[0].message.content == final.output_text
 
 
+async def test_items_and_log_probabilities_with_the_python_sdk(served: Gateway, model_name: str) -> None:
+    async with AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
+        ask: dict[str, Any] = {"model": model_name, "max_output_tokens": TOKENS, "temperature": 0}
+        items: list[Any] = [{"role": "user", "content": "one"}]
+        first = await client.responses.create(
+            **ask, input=items, include=["message.output_text.logprobs"], top_logprobs=2
+        )
+        (message,) = first.output
+        assert message.type == "message"
+        (part,) = message.content
+        assert part.type == "output_text"
+        assert part.logprobs is not None
+        assert [len(at.top_logprobs) for at in part.logprobs] == [2] * TOKENS
+        again = [*items, *first.output, {"role": "user", "content": "two"}]
+        second = await client.responses.create(**ask, input=again)
+        assert first.usage is not None
+        assert second.usage is not None
+        assert second.usage.input_tokens >= first.usage.input_tokens + TOKENS
+        said: dict[str, Any] = {"model": model_name, "messages": items, "max_tokens": TOKENS, "seed": 7}
+        answers = [
+            (await client.chat.completions.create(**said, logprobs=True, top_logprobs=3)).choices[0]
+            for _ in range(2)
+        ]
+        assert answers[0].message.content == answers[1].message.content
+        shown = answers[0].logprobs
+        assert shown is not None
+        assert [len(at.top_logprobs) for at in shown.content or ()] == [3] * TOKENS
+
+
 async def test_raw_answers_of_the_python_sdk_name_the_response(served: Gateway, model_name: str) -> None:
     """``x-request-id`` is a response's id, so ``_request_id`` of any object finds and cancels it."""
     async with AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
