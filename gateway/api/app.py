@@ -47,8 +47,7 @@ def build(front: Front) -> ASGIApp:
     _ops(app, front)
     _page(app)
     _nothing_else(app)
-    described = openapi.document()
-    app.openapi = lambda: described  # type: ignore[method-assign]
+    app.openapi = openapi.document  # type: ignore[method-assign]
     return _guarded(app, front)
 
 

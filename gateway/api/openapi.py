@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import version
 from typing import Any, get_args
 
@@ -37,8 +38,9 @@ SECURITY: Json = {
 }
 
 
+@cache
 def document() -> Json:
-    """Of all operations, as plain values."""
+    """Of all operations, as plain values. Written when it is first asked for: it takes some 50 ms."""
     schemas = _Schemas(OPERATIONS)
     paths: Json = defaultdict(dict)
     for operation in OPERATIONS:

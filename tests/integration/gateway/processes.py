@@ -36,10 +36,6 @@ class Process:
             )
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
     def output(self) -> str:
         return self._log.read_text()
 
