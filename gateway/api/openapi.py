@@ -194,8 +194,8 @@ def _short(name: str) -> str:
 
 
 def _shortened(schema: Json) -> Json:
-    text = (
-        msgspec.json.encode(schema).decode().replace(f"#/components/schemas/{_PACKAGE}", _REF.format(name=""))
-    )
+    """With short references, and patterns as JSON Schema writes them."""
+    text = msgspec.json.encode(schema).decode()
+    text = text.replace(_REF.format(name=_PACKAGE), _REF.format(name="")).replace(r'\\Z"', '$"')
     shortened: Json = msgspec.json.decode(text)
     return shortened
