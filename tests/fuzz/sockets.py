@@ -203,11 +203,11 @@ class SocketAttacker:
         return True
 
     async def _rude(self, socket: RawSocket) -> bool:
-        """Gone in the middle of an answer, or of its own question."""
+        """Gone in the middle of an answer, or of its own question; the delay varies which of the two."""
         ask = {"type": "response.create", "input": "rude", "max_output_tokens": 200}
         whole = frame(json.dumps(ask).encode())
         await socket.send(whole if self._chance.random() < 0.7 else whole[:-3])
-        if self._chance.random() < 0.5 and len(whole) > 3:
+        if self._chance.random() < 0.5:
             await asyncio.sleep(self._chance.random() / 50)
         socket.reset()
         return False
