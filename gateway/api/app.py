@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
-import msgspec
 from fastapi import FastAPI, Request, Response, WebSocket
 from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
-from gateway.api import chat_completions, completions, errors, ops, responses_http, simple_chat, tokens
+from gateway.api import (
+    chat_completions,
+    completions,
+    errors,
+    openapi,
+    ops,
+    responses_http,
+    simple_chat,
+    tokens,
+)
 from gateway.api.authenticate import Authenticate
 from gateway.api.front import Front, caller_of
 from gateway.api.guard import Guard, Seats, is_loopback
 from gateway.api.http_request import ClientGone
 from gateway.api.page_files import PageFiles
-from gateway.api.parse_chat import ChatCompletion, Question
-from gateway.api.parse_completions import Completion
-from gateway.api.parse_responses import ResponseCreate
 from gateway.api.responses_ws import ResponsesSession
 from gateway.api.simple_chat import SimpleChatSession
 from gateway.api.sockets import Socket, accept
-from gateway.api.tokens import TokenRequest
 from gateway.auth.door import Door
 from gateway.caller import Caller
 from schemas.errors import HeadraceError
-
-TITLE = "Headrace gateway"
-_REF = "#/components/schemas/{name}"
 
 
 class Session(Protocol):
@@ -42,7 +42,6 @@ class Session(Protocol):
 def build(front: Front, door: Door | None = None) -> ASGIApp:
     """The gateway's ASGI application. ``door`` None: nobody is asked who they are."""
     app = FastAPI(
-        title=TITLE,
         docs_url=None,  # both pages load scripts from elsewhere
         redoc_url=None,
         exception_handlers={
@@ -60,7 +59,7 @@ def build(front: Front, door: Door | None = None) -> ASGIApp:
     _ops(app, front)
     _page(app)
     _nothing_else(app)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.openapi = openapi.document  # type: ignore[method-assign]
     return _guarded(app, front, door)
 
 
@@ -84,7 +83,7 @@ def _guarded(app: ASGIApp, front: Front, door: Door | None) -> ASGIApp:
 
 
 def _responses(app: FastAPI, front: Front) -> None:
-    @app.post("/v1/responses", openapi_extra=_takes("ResponseCreate"))
+    @app.post("/v1/responses")
     async def create_response(request: Request) -> Response:
         return await responses_http.create(front, request)
 
@@ -102,15 +101,15 @@ def _responses(app: FastAPI, front: Front) -> None:
 
 
 def _chats(app: FastAPI, front: Front) -> None:
-    @app.post("/v1/chat/completions", openapi_extra=_takes("ChatCompletion"))
+    @app.post("/v1/chat/completions")
     async def create_chat_completion(request: Request) -> Response:
         return await chat_completions.create(front, request)
 
-    @app.post("/v1/completions", openapi_extra=_takes("Completion"))
+    @app.post("/v1/completions")
     async def create_completion(request: Request) -> Response:
         return await completions.create(front, request)
 
-    @app.post("/chat", openapi_extra=_takes("Question"))
+    @app.post("/chat")
     async def chat(request: Request) -> Response:
         return await simple_chat.post(front, request)
 
@@ -120,7 +119,7 @@ def _chats(app: FastAPI, front: Front) -> None:
 
 
 def _tokens(app: FastAPI, front: Front, door: Door | None) -> None:
-    @app.post("/v1/tokens", openapi_extra=_takes("TokenRequest"))
+    @app.post("/v1/tokens")
     async def create_token(request: Request) -> Response:
         return await tokens.create(front, door, request)
 
@@ -174,20 +173,3 @@ async def _attend(
     socket = Socket(websocket, front.limits.max_message_bytes)
     with front.attending(socket):
         await session_of(front, socket, caller_of(websocket)).run()
-
-
-def _takes(schema: str) -> dict[str, Any]:
-    content = {"application/json": {"schema": {"$ref": _REF.format(name=schema)}}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document of the routes, with the schemas of the structs that parse the bodies."""
-    if app.openapi_schema is None:
-        document = get_openapi(title=TITLE, version=app.version, routes=app.routes)
-        _, schemas = msgspec.json.schema_components(
-            [ResponseCreate, ChatCompletion, Completion, Question, TokenRequest], ref_template=_REF
-        )
-        document.setdefault("components", {}).setdefault("schemas", {}).update(schemas)
-        app.openapi_schema = document
-    return app.openapi_schema

@@ -48,7 +48,10 @@ class Guard:
         await self._app(scope, receive, send)
 
     def _check(self, headers: Headers, path: str) -> None:
-        host = headers.get("host", "")
+        hosts = headers.getlist("host")
+        if len(hosts) > 1:  # a proxy in front may have believed another one (RFC 9112 section 3.2)
+            raise HeadraceError("forbidden", "Send one Host header.")
+        host = hosts[0] if hosts else ""
         if self._loopback_only and not is_loopback(_name(host)):
             raise HeadraceError("forbidden", "This gateway answers on loopback only: use http://127.0.0.1.")
         origin = headers.get("origin")

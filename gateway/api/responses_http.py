@@ -124,7 +124,7 @@ def _frame(event: Event) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (event.type.encode(), msgspec.json.encode(event))
 
 
-class _StreamError(msgspec.Struct, frozen=True):
+class StreamError(msgspec.Struct, frozen=True):
     """``openai.types.responses.ResponseErrorEvent``"""
 
     code: str
@@ -135,4 +135,4 @@ class _StreamError(msgspec.Struct, frozen=True):
 
 
 def _failed(error: HeadraceError) -> bytes:
-    return b"event: error\ndata: %b\n\n" % msgspec.json.encode(_StreamError(error.code, error.message))
+    return b"event: error\ndata: %b\n\n" % msgspec.json.encode(StreamError(error.code, error.message))

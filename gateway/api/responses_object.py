@@ -76,7 +76,9 @@ class Echo(msgspec.Struct, frozen=True, kw_only=True):
 class OutputText(msgspec.Struct, frozen=True, tag_field="type", tag="output_text"):
     text: str
     annotations: Nothing = []
-    logprobs: msgspec.Raw = NONE  # encoded once, for all the events of the end that repeat it
+    logprobs: msgspec.Raw = msgspec.field(
+        default_factory=lambda: NONE
+    )  # encoded once, for all the events of the end that repeat it
 
 
 class OutputMessage(msgspec.Struct, frozen=True, tag_field="type", tag="message"):

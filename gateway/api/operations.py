@@ -1,0 +1,272 @@
+"""The HTTP routes as others read them: what each takes, answers and refuses. Served as /openapi.json.
+
+A table, which ``gateway/api/openapi.py`` writes out; tests hold it against the routes and, with a client
+that tries everything it allows and forbids, against their answers. Must not know how a route works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from gateway.api import chat_events, ops, parse_chat, parse_responses, responses_events, responses_object
+from gateway.api.errors import HttpError
+from gateway.api.http_request import MAX_KEY
+from gateway.api.responses_http import StreamError
+from gateway.api.simple_chat import Answer
+from schemas.ids import RESPONSE_PATTERN
+
+Struct = type[msgspec.Struct]
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """``refused``: fields that exist elsewhere, to what to do instead; here they may only be null."""
+
+    struct: Struct
+    example: dict[str, Any]
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Server-sent events, each with one of ``structs`` as its JSON; ``named``: it has an ``event`` line,
+    too. ``ends_with``: data of the last event, if that is no JSON."""
+
+    structs: tuple[Struct, ...]
+    named: bool = False
+    ends_with: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """``answers``: a struct sent as JSON, or the media types of a text. ``refusals``: codes of
+    ``schemas.errors``. ``or_unavailable``: what 503 with a text says."""
+
+    method: Literal["get", "post", "delete"]
+    path: str
+    id: str
+    tag: str
+    summary: str
+    answers: Struct | tuple[str, ...]
+    refusals: tuple[str, ...]
+    description: str = ""
+    parameters: tuple[str, ...] = ()
+    body: Body | None = None
+    stream: Stream | None = None
+    names_response: bool = False  # the answer has an X-Request-Id
+    or_unavailable: str = ""
+
+
+TAGS = {
+    "Responses": "OpenAI's Responses API. The same over a WebSocket: connect to /v1/responses.",
+    "Chat": "OpenAI's chat completions, and a simple chat that remembers each user.",
+    "Models": "What live workers serve.",
+    "Operations": "For whoever runs the gateway.",
+}
+
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "response_id": {
+        "name": "response_id",
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string", "pattern": RESPONSE_PATTERN.replace(r"\Z", "$")},
+    },
+    "model": {
+        "name": "name",
+        "in": "path",
+        "required": True,
+        "description": "A model's id; it may hold slashes.",
+        "schema": {"type": "string", "minLength": 1},
+    },
+    "stream": {
+        "name": "stream",
+        "in": "query",
+        "description": "Whether the events are sent, from the first one or from behind `starting_after`.",
+        "schema": {"type": "boolean", "default": False},
+    },
+    "starting_after": {
+        "name": "starting_after",
+        "in": "query",
+        "description": "The last `sequence_number` that was seen; -1: none. Needs `stream=true`.",
+        "schema": {"type": "integer", "minimum": -1, "maximum": 10**15 - 1},
+    },
+    "include_obfuscation": {
+        "name": "include_obfuscation",
+        "in": "query",
+        "description": "Events are never padded.",
+        "schema": {"type": "boolean", "enum": [False]},
+    },
+    "idempotency_key": {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "description": "Sent again with the same key, a request gets the response to the first.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY},
+    },
+    "traceparent": {
+        "name": "traceparent",
+        "in": "header",
+        "description": "W3C Trace Context. As that demands, a malformed one is taken for none.",
+        "schema": {"type": "string"},
+    },
+}
+
+_DOOR = ("forbidden", "too_many_connections", "internal_error")
+_BODY = (
+    "invalid_json",
+    "invalid_encoding",
+    "invalid_request",
+    "unknown_parameter",
+    "unsupported_parameter",
+    "invalid_value",
+    "payload_too_large",
+)
+_SUBMIT = (
+    "invalid_token_id",
+    "context_length_exceeded",
+    "model_not_found",
+    "conversation_busy",
+    "idempotency_conflict",
+    "queue_full",
+    "broker_unavailable",
+    "no_worker",
+    "going_away",
+)
+_END = ("cancelled", "deadline_exceeded", "engine_rejected", "engine_failed", "invalid_job", "poison")
+_KEPT = ("response_not_found", "broker_unavailable")
+_MEMORY = ("context_unavailable",)
+_GENERATE = (*_DOOR, *_BODY, *_SUBMIT, *_END, *_KEPT)
+
+_SOCKET_ONLY = {
+    "stream_id": "it is for WebSockets",
+    "idempotency_key": "send the header Idempotency-Key",
+}
+_EVENTS = Stream((*get_args(responses_events.Event), StreamError), named=True)
+_CHUNKS = Stream((chat_events.Chunk, HttpError), ends_with="[DONE]")
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(
+        "post",
+        "/v1/responses",
+        "createResponse",
+        "Responses",
+        "Generate a response",
+        description="As JSON when it has ended, or with `stream` as events while it is generated.",
+        parameters=("idempotency_key", "traceparent"),
+        body=Body(
+            parse_responses.ResponseCreate,
+            {"input": "What is a headrace?", "max_output_tokens": 64},
+            refused={**parse_responses.UNSUPPORTED, **_SOCKET_ONLY},
+        ),
+        answers=responses_object.Response,
+        stream=_EVENTS,
+        refusals=(*_GENERATE, *_MEMORY, "previous_response_not_found"),
+        names_response=True,
+    ),
+    Operation(
+        "get",
+        "/v1/responses/{response_id}",
+        "retrieveResponse",
+        "Responses",
+        "A response as it stands, or its events from a number on",
+        description="Of any gateway, from the moment it was accepted until its log is deleted.",
+        parameters=("response_id", "stream", "starting_after", "include_obfuscation"),
+        answers=responses_object.Response,
+        stream=_EVENTS,
+        refusals=(
+            *_DOOR,
+            *_KEPT,
+            "invalid_request",
+            "invalid_value",
+            "unknown_parameter",
+            "unsupported_parameter",
+        ),
+        names_response=True,
+    ),
+    Operation(
+        "post",
+        "/v1/responses/{response_id}/cancel",
+        "cancelResponse",
+        "Responses",
+        "End a response, whichever gateway it runs at",
+        description="Answers when it has ended. What has ended already is left as it is.",
+        parameters=("response_id",),
+        answers=responses_object.Response,
+        refusals=(*_DOOR, *_KEPT),
+        names_response=True,
+    ),
+    Operation(
+        "post",
+        "/v1/chat/completions",
+        "createChatCompletion",
+        "Chat",
+        "Answer a chat whose messages the client keeps",
+        description="As JSON, or with `stream` as chunks. vLLM's sampling parameters are taken, too.",
+        parameters=("idempotency_key", "traceparent"),
+        body=Body(
+            parse_chat.ChatCompletion,
+            {"messages": [{"role": "user", "content": "What is a headrace?"}], "max_tokens": 64},
+            refused=parse_chat.UNSUPPORTED,
+        ),
+        answers=chat_events.ChatCompletion,
+        stream=_CHUNKS,
+        refusals=_GENERATE,
+        names_response=True,
+    ),
+    Operation(
+        "post",
+        "/chat",
+        "chat",
+        "Chat",
+        "Answer a user's question; the user's conversation is remembered",
+        parameters=("idempotency_key", "traceparent"),
+        body=Body(parse_chat.Question, {"user_id": "me", "query": "What is a headrace?"}),
+        answers=Answer,
+        refusals=(*_GENERATE, *_MEMORY),
+        names_response=True,
+    ),
+    Operation(
+        "get", "/v1/models", "listModels", "Models", "All models", answers=ops.ModelList, refusals=_DOOR
+    ),
+    Operation(
+        "get",
+        "/v1/models/{name}",
+        "retrieveModel",
+        "Models",
+        "One model",
+        parameters=("model",),
+        answers=ops.Model,
+        refusals=(*_DOOR, "model_not_found"),
+    ),
+    Operation(
+        "get",
+        "/healthz",
+        "healthz",
+        "Operations",
+        "Whether the process lives",
+        answers=("text/plain",),
+        refusals=("forbidden", "internal_error"),
+    ),
+    Operation(
+        "get",
+        "/readyz",
+        "readyz",
+        "Operations",
+        "Whether a chat would be answered now",
+        answers=("text/plain",),
+        or_unavailable="Not now, and why",
+        refusals=("forbidden", "internal_error"),
+    ),
+    Operation(
+        "get",
+        "/metrics",
+        "metrics",
+        "Operations",
+        "Metrics for Prometheus",
+        answers=("text/plain", "application/openmetrics-text"),
+        refusals=("forbidden", "internal_error"),
+    ),
+)
