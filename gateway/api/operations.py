@@ -12,7 +12,17 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
-from gateway.api import chat_events, ops, parse_chat, parse_responses, responses_events, responses_object
+from gateway.api import (
+    chat_events,
+    completions_events,
+    ops,
+    parse_chat,
+    parse_completions,
+    parse_responses,
+    responses_events,
+    responses_object,
+    tokens,
+)
 from gateway.api.errors import HttpError
 from gateway.api.http_request import MAX_KEY
 from gateway.api.responses_http import StreamError
@@ -114,7 +124,16 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     },
 }
 
-_DOOR = ("forbidden", "too_many_connections", "internal_error")
+_DOOR = (
+    "head_too_large",
+    "request_timeout",
+    "forbidden",
+    "invalid_api_key",
+    "too_many_attempts",
+    "auth_unavailable",
+    "too_many_connections",
+    "internal_error",
+)
 _BODY = (
     "invalid_json",
     "invalid_encoding",
@@ -218,6 +237,24 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "post",
+        "/v1/completions",
+        "createCompletion",
+        "Chat",
+        "Continue a text",
+        description="As JSON, or with `stream` as chunks. The prompt may be token ids.",
+        parameters=("idempotency_key", "traceparent"),
+        body=Body(
+            parse_completions.Completion,
+            {"prompt": "A headrace is", "max_tokens": 16},
+            refused=parse_completions.UNSUPPORTED,
+        ),
+        answers=completions_events.Completion,
+        stream=Stream((completions_events.Completion, HttpError), ends_with="[DONE]"),
+        refusals=_GENERATE,
+        names_response=True,
+    ),
+    Operation(
+        "post",
         "/chat",
         "chat",
         "Chat",
@@ -227,6 +264,16 @@ OPERATIONS: tuple[Operation, ...] = (
         answers=Answer,
         refusals=(*_GENERATE, *_MEMORY),
         names_response=True,
+    ),
+    Operation(
+        "post",
+        "/v1/tokens",
+        "createToken",
+        "Operations",
+        "A short-lived token for a page, made with an API key by the page's own server",
+        body=Body(tokens.TokenRequest, {"expires_in_s": 600}),
+        answers=tokens.Token,
+        refusals=(*_DOOR, *_BODY, "not_found"),
     ),
     Operation(
         "get", "/v1/models", "listModels", "Models", "All models", answers=ops.ModelList, refusals=_DOOR
