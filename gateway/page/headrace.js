@@ -17,6 +17,10 @@ const REFUSED = { firstMs: 250, maxMs: 5_000 }
 const STABLE_AFTER_MS = 2_000
 const GIVE_UP_AFTER_MS = 60_000
 const PASSING = new Set([429, 503]) // statuses of refusals that another try may not meet
+// The browser can give a WebSocket no header: a key or token goes among the subprotocols.
+const PROTOCOL = "headrace.v1"
+const TOKEN_PREFIX = "headrace.token."
+const UNAUTHORIZED = 4401
 const LAST = new Set(["response.completed", "response.incomplete", "response.failed"])
 
 // crypto.randomUUID would need a secure context, which plain HTTP from another machine is not.
@@ -28,6 +32,13 @@ export function newId(prefix) {
 /** Half fixed, half random: clients of a dead gateway do not come back in step. */
 function backoffMs({ firstMs, maxMs }, tries) {
   return Math.min(maxMs, firstMs * 2 ** tries) * (0.5 + 0.5 * Math.random())
+}
+
+/** How long a server with too much to do wants to be left alone; one that is away (503) is better asked soon. */
+function retryAfterMs({ status, error }) {
+  if (status !== 429) return 0
+  const seconds = Number(error.headers?.["retry-after"] ?? 0)
+  return Number.isFinite(seconds) ? Math.max(0, seconds * 1000) : 0
 }
 
 /**
@@ -91,11 +102,12 @@ export class Delivery {
 
   /**
    * A server event of this response. Returns what to do, each where it applies: `deliver` an event, `send`
-   * events, `retry` later what was refused ({tries, error}: how often before, and why), and whether it `ended`.
+   * events, `retry` later what was refused ({tries, error, afterMs}: how often before, why, and how long the
+   * server wants to be left alone), and whether it `ended`.
    */
   receive(event, nowMs) {
     if (event.type === "error") return this.#refused(event, nowMs)
-    if (event.sequence_number <= this.cursor) return {}
+    if (event.sequence_number <= this.cursor && !this.#movesUp(event)) return {}
     this.cursor = event.sequence_number ?? this.cursor
     this.#troubleSinceMs = null
     this.#tries = 0
@@ -104,12 +116,18 @@ export class Delivery {
     return { deliver: event, send: this.#cancelling() }
   }
 
+  /** The place in the queue is told again under its one number for as long as nothing follows it. */
+  #movesUp({ type, sequence_number }) {
+    return type === "response.queued" && sequence_number === this.cursor
+  }
+
   /** What the server refused is the request for events or, where only event_id tells whose, a cancel. */
   #refused(event, nowMs) {
     const ofCancel = event.stream_id === undefined
     this.#troubleSinceMs ??= nowMs
-    const passing = PASSING.has(event.status) && nowMs - this.#troubleSinceMs < GIVE_UP_AFTER_MS
-    const retry = { tries: this.#tries, error: event.error }
+    const afterMs = retryAfterMs(event)
+    const passing = PASSING.has(event.status) && nowMs + afterMs - this.#troubleSinceMs < GIVE_UP_AFTER_MS
+    const retry = { tries: this.#tries, error: event.error, afterMs }
     this.#tries += 1
     if (ofCancel) return passing ? { retry } : {} // else over by now, or unknown: the events tell which
     this.#following = false
@@ -134,9 +152,9 @@ class Link {
   #pingTimer = 0
   #pongTimer = 0
 
-  constructor(url, on) {
+  constructor(url, token, on) {
     this.#on = on
-    this.#socket = new WebSocket(url)
+    this.#socket = token ? new WebSocket(url, [PROTOCOL, TOKEN_PREFIX + token]) : new WebSocket(url)
     this.#socket.onopen = () => this.#opened()
     this.#socket.onmessage = (event) => this.#heard(event.data)
     this.#socket.onclose = (event) => this.#lost(event.code, event.reason)
@@ -188,13 +206,16 @@ class Link {
 
 /**
  * Any number of responses on one connection to `url`, which is opened at once and again whenever it is lost.
- *   onState(state): {name: "connecting"} | {name: "connected"} | {name: "offline", retryAtMs}
- *     | {name: "refused", reason}. `retryAtMs` is on the clock of Date.now(). "refused" is final: the server
- *     closed with a code of 44xx, and every answer has ended with the error `forbidden`.
+ *   token: a key or token, where the gateway asks for one.
+ *   onState(state): {name: "connecting"} | {name: "connected"} | {name: "leaving"} | {name: "offline", retryAtMs}
+ *     | {name: "refused", code, reason}. "leaving": the gateway shuts down and another connection is sought, while
+ *     this one still serves. `retryAtMs` is on the clock of Date.now(). "refused" is final: the server closed with a
+ *     `code` of 44xx, and every answer has ended with the error `invalid_api_key` (4401) or `forbidden`.
  *   onNotice(error): a refusal that belongs to no answer.
  */
 export class HeadraceClient {
   #url
+  #token
   #onState
   #onNotice
   #link = null // in use
@@ -205,8 +226,9 @@ export class HeadraceClient {
   #closed = false
   #streams = new Map() // id -> {delivery, onEvent, onWaiting, timer}
 
-  constructor(url, { onState = () => {}, onNotice = () => {} } = {}) {
+  constructor(url, { token = null, onState = () => {}, onNotice = () => {} } = {}) {
     this.#url = url
+    this.#token = token
     this.#onState = onState
     this.#onNotice = onNotice
     this.#connect()
@@ -217,7 +239,7 @@ export class HeadraceClient {
    *   cancel(): ends it, now or as soon as there is a connection; its events tell when;
    *   checkpoint(): plain data for `resume`, after a reload too, to go on behind the last event delivered.
    * Handlers:
-   *   onEvent(event): each event once and in order. The last is response.completed, .incomplete or .failed,
+   *   onEvent(event): each event once and in order (response.queued: again when the place changes). The last is response.completed, .incomplete or .failed,
    *     or an `error` event: refused, or (`response_not_found`) no gateway holds the rest any more.
    *   onWaiting(error): refused for a passing reason, and asked for again by itself, for a minute at most.
    */
@@ -270,7 +292,7 @@ export class HeadraceClient {
     clearTimeout(stream.timer)
     stream.timer = setTimeout(() => {
       if (this.#link !== null) this.#send(stream.delivery.retry())
-    }, backoffMs(REFUSED, retry.tries))
+    }, Math.max(retry.afterMs, backoffMs(REFUSED, retry.tries)))
     stream.onWaiting(retry.error)
   }
 
@@ -283,7 +305,7 @@ export class HeadraceClient {
     const { type, status, stream_id, event_id } = event
     const stream = this.#streams.get(stream_id ?? event_id)
     if (stream !== undefined) this.#do(stream, stream.delivery.receive(event, Date.now()))
-    else if (type === "session.going_away") this.#reconnect(this.#link)
+    else if (type === "session.going_away") this.#leave()
     else if (type === "error" && (stream_id ?? event_id) === undefined && !PASSING.has(status)) {
       this.#onNotice(event.error)
     }
@@ -292,7 +314,7 @@ export class HeadraceClient {
   #connect() {
     clearTimeout(this.#retryTimer)
     this.#retryTimer = null
-    const link = new Link(this.#url, {
+    const link = new Link(this.#url, this.#token, {
       onOpen: () => this.#opened(link),
       onEvent: (event) => this.#received(event),
       onLost: (code, reason) => this.#lost(link, code, reason),
@@ -317,8 +339,13 @@ export class HeadraceClient {
       this.#link = null
       for (const { delivery } of this.#streams.values()) delivery.lost()
     }
-    if (code >= 4400 && code < 4500) this.#refuse(reason)
+    if (code >= 4400 && code < 4500) this.#refuse(code, reason)
     else this.#reconnect(link)
+  }
+
+  #leave() {
+    this.#onState({ name: "leaving" })
+    this.#reconnect(this.#link)
   }
 
   /** After a good connection at once, then ever later. */
@@ -337,12 +364,11 @@ export class HeadraceClient {
     this.#onState(waits ? { name: "offline", retryAtMs: this.#retryAtMs } : { name: "connecting" })
   }
 
-  #refuse(reason) {
+  #refuse(code, reason) {
     const streams = [...this.#streams.values()]
     this.close()
-    this.#onState({ name: "refused", reason })
-    for (const { delivery, onEvent } of streams) {
-      onEvent({ type: "error", stream_id: delivery.id, error: { code: "forbidden", message: reason } })
-    }
+    this.#onState({ name: "refused", code, reason })
+    const error = { code: code === UNAUTHORIZED ? "invalid_api_key" : "forbidden", message: reason }
+    for (const { delivery, onEvent } of streams) onEvent({ type: "error", stream_id: delivery.id, error })
   }
 }

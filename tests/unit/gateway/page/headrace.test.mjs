@@ -312,7 +312,7 @@ test("a gateway that goes away is left only for one that is there", () => {
   old.say(delta(stream, 2000, "B"))
   latest().say(delta(stream, 3000, "BC"))
   assert.deepEqual(seen.events, ["response.created", "A", "BC"])
-  assert.deepEqual(seen.states, ["connecting", "connected", "connected"])
+  assert.deepEqual(seen.states, ["connecting", "connected", "leaving", "connected"])
 })
 
 test("a gateway that greets with going away is not asked in a tight loop", () => {
