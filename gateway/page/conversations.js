@@ -9,7 +9,8 @@ export function titleOf(text) {
   const line = text.trim().split("\n", 1)[0].replace(/\s+/g, " ").trim()
   if (line.length <= TITLE_LENGTH) return line
   const cut = line.slice(0, TITLE_LENGTH)
-  return `${cut.slice(0, Math.max(cut.lastIndexOf(" "), TITLE_LENGTH / 2)).trimEnd()}…`
+  const space = cut.lastIndexOf(" ")
+  return `${(space > TITLE_LENGTH / 2 ? cut.slice(0, space) : cut).trimEnd()}…`
 }
 
 /** What a site may keep, or null: where it may keep no data, browsers throw at the very name. */

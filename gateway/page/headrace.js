@@ -17,10 +17,8 @@ const REFUSED = { firstMs: 250, maxMs: 5_000 }
 const STABLE_AFTER_MS = 2_000
 const GIVE_UP_AFTER_MS = 60_000
 const PASSING = new Set([429, 503]) // statuses of refusals that another try may not meet
-// The browser can give a WebSocket no header: a key or token goes among the subprotocols.
 const PROTOCOL = "headrace.v1"
-const TOKEN_PREFIX = "headrace.token."
-const UNAUTHORIZED = 4401
+const BAD_CREDENTIAL = 4401 // close code
 const LAST = new Set(["response.completed", "response.incomplete", "response.failed"])
 
 // crypto.randomUUID would need a secure context, which plain HTTP from another machine is not.
@@ -154,7 +152,7 @@ class Link {
 
   constructor(url, token, on) {
     this.#on = on
-    this.#socket = token ? new WebSocket(url, [PROTOCOL, TOKEN_PREFIX + token]) : new WebSocket(url)
+    this.#socket = token ? new WebSocket(url, [PROTOCOL, `headrace.token.${token}`]) : new WebSocket(url)
     this.#socket.onopen = () => this.#opened()
     this.#socket.onmessage = (event) => this.#heard(event.data)
     this.#socket.onclose = (event) => this.#lost(event.code, event.reason)
@@ -206,11 +204,12 @@ class Link {
 
 /**
  * Any number of responses on one connection to `url`, which is opened at once and again whenever it is lost.
- *   token: a key or token, where the gateway asks for one.
+ *   token(): what shows who asks, or null; asked for each new connection.
  *   onState(state): {name: "connecting"} | {name: "connected"} | {name: "leaving"} | {name: "offline", retryAtMs}
- *     | {name: "refused", code, reason}. "leaving": the gateway shuts down and another connection is sought, while
- *     this one still serves. `retryAtMs` is on the clock of Date.now(). "refused" is final: the server closed with a
- *     `code` of 44xx, and every answer has ended with the error `invalid_api_key` (4401) or `forbidden`.
+ *     | {name: "refused", reason, code}. "leaving": the gateway shuts down and another connection is sought, while
+ *     this one still serves. `retryAtMs` is on the clock of Date.now(). "refused" is final: the server closed with
+ *     a code of 44xx, and every answer has ended with the error `code`: `invalid_api_key` where it wants a
+ *     (better) token, else `forbidden`.
  *   onNotice(error): a refusal that belongs to no answer.
  */
 export class HeadraceClient {
@@ -226,7 +225,7 @@ export class HeadraceClient {
   #closed = false
   #streams = new Map() // id -> {delivery, onEvent, onWaiting, timer}
 
-  constructor(url, { token = null, onState = () => {}, onNotice = () => {} } = {}) {
+  constructor(url, { token = () => null, onState = () => {}, onNotice = () => {} } = {}) {
     this.#url = url
     this.#token = token
     this.#onState = onState
@@ -314,7 +313,7 @@ export class HeadraceClient {
   #connect() {
     clearTimeout(this.#retryTimer)
     this.#retryTimer = null
-    const link = new Link(this.#url, this.#token, {
+    const link = new Link(this.#url, this.#token(), {
       onOpen: () => this.#opened(link),
       onEvent: (event) => this.#received(event),
       onLost: (code, reason) => this.#lost(link, code, reason),
@@ -364,11 +363,13 @@ export class HeadraceClient {
     this.#onState(waits ? { name: "offline", retryAtMs: this.#retryAtMs } : { name: "connecting" })
   }
 
-  #refuse(code, reason) {
+  #refuse(closeCode, reason) {
+    const code = closeCode === BAD_CREDENTIAL ? "invalid_api_key" : "forbidden"
     const streams = [...this.#streams.values()]
     this.close()
-    this.#onState({ name: "refused", code, reason })
-    const error = { code: code === UNAUTHORIZED ? "invalid_api_key" : "forbidden", message: reason }
-    for (const { delivery, onEvent } of streams) onEvent({ type: "error", stream_id: delivery.id, error })
+    this.#onState({ name: "refused", reason, code })
+    for (const { delivery, onEvent } of streams) {
+      onEvent({ type: "error", stream_id: delivery.id, error: { code, message: reason } })
+    }
   }
 }

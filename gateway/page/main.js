@@ -13,7 +13,6 @@ import { View } from "./view.js"
 
 const MODELS_RETRY_MS = 2_000
 const TOKEN = "headrace.token"
-const UNAUTHORIZED = 4401
 
 const local = openStorage("localStorage")
 const tab = openStorage("sessionStorage")
@@ -26,6 +25,7 @@ let frame = 0
 const url = new URL("/v1/responses", location.href)
 url.protocol = location.protocol === "https:" ? "wss:" : "ws:"
 const sessions = new Sessions(url, new Conversations(local), [tab, local], {
+  token: () => token,
   changed: draw,
   state: connectionChanged,
   notice: (error) => error.code !== "invalid_api_key" && view.drawNotice(error), // that is the dialog's to tell
@@ -99,7 +99,7 @@ function connectionChanged(state) {
   connection = state
   clearTimeout(modelsTimer)
   if (state.name === "connected") loadModels()
-  if (state.name === "refused" && state.code === UNAUTHORIZED) {
+  if (state.name === "refused" && state.code === "invalid_api_key") {
     showSignIn(token === null ? "" : "This key was not accepted: it is wrong, or its time has run out.")
   }
   draw()
@@ -113,7 +113,7 @@ function signIn(given) {
   } catch {
     // No storage: the key lasts as long as the page.
   }
-  sessions.connect(token)
+  sessions.connect()
   composer.focus()
 }
 
@@ -177,7 +177,7 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault()
 })
 
-sessions.connect(token)
+sessions.connect()
 draw()
 addEventListener("online", () => sessions.wake())
 addEventListener("pagehide", () => sessions.save())

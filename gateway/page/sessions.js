@@ -17,7 +17,7 @@ export class Sessions {
   #running = new Map() // chat -> {answer, request}: the client's side of chat.active
   current
 
-  /** `on`: {changed(), state(connection), notice(error)} */
+  /** `on`: {changed(), state(connection), notice(error), token()}; the last as for HeadraceClient. */
   constructor(url, conversations, kept, on) {
     this.#url = url
     this.#conversations = conversations
@@ -27,12 +27,12 @@ export class Sessions {
     this.current = new Chat(conversations.get(last) ?? {})
   }
 
-  /** Connects, anew with another token, and goes on with every answer under way. */
-  connect(token) {
+  /** Connects, or anew as somebody else, and goes on with every answer under way. */
+  connect() {
     this.#client?.close()
     this.#signedOut = false
     this.#client = new HeadraceClient(this.#url, {
-      token,
+      token: this.#on.token,
       onState: (state) => this.#on.state(state),
       onNotice: (error) => this.#on.notice(error),
     })

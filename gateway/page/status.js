@@ -4,7 +4,6 @@ import { byId } from "./dom.js"
 
 const HINT_AFTER_MS = 1_000 // nobody need hear of a gap that short
 const LONG_WAIT_MS = 3_000
-const UNAUTHORIZED = 4401
 const STATUS = {
   connecting: "Connecting",
   reconnecting: "Reconnecting",
@@ -66,7 +65,7 @@ export class Status {
   #name() {
     const { name, code, retryAtMs } = this.#connection
     if (name === "connected") return this.#waiting ? "waiting" : "connected"
-    if (name === "refused") return code === UNAUTHORIZED ? "unauthorized" : "refused"
+    if (name === "refused") return code === "invalid_api_key" ? "unauthorized" : "refused"
     if (name === "leaving" || (name === "offline" && retryAtMs - Date.now() >= LONG_WAIT_MS)) return name
     return this.#wasConnected ? "reconnecting" : "connecting"
   }

@@ -5,6 +5,7 @@ const again = (what, hint = "Ask again in a moment.") => ({ what, hint, retry: t
 const never = (what, hint) => ({ what, hint, retry: false })
 
 const KNOWN = {
+  auth_unavailable: again("Nobody can be let in just now."),
   broker_unavailable: again("The service is interrupted."),
   cancelled: again("The answer was cancelled.", "Ask again when you like."),
   context_length_exceeded: never(
@@ -14,6 +15,7 @@ const KNOWN = {
   context_unavailable: again("The conversation's memory is away."),
   conversation_busy: again("The last question is still being answered.", "Wait for its end, then ask again."),
   deadline_exceeded: again("The answer took too long and was ended.", "Ask again, or ask for less."),
+  deadline_unreachable: again("The line is too long: the answer would come too late.", "Ask again in a while."),
   engine_failed: again("The model failed while it was answering."),
   forbidden: never("This page may not use the gateway.", "Open the gateway's own address, or ask who runs it."),
   going_away: again("The gateway is being restarted."),
@@ -24,8 +26,9 @@ const KNOWN = {
   payload_too_large: never("The question is too large.", "Shorten it, or split it."),
   poison: never("This question made the model fail several times.", "Put it in other words."),
   queue_full: again("Too many people are waiting for this model."),
-  rate_limit_exceeded: again("You have asked more than your share."),
+  rate_limit_exceeded: again("You have asked more than your share.", "Ask again in a while."),
   response_not_found: again("The rest of the answer is no longer there."),
+  too_many_attempts: again("Too many wrong keys came from your address.", "Wait a minute, then sign in."),
   too_many_responses: again("Too many answers are being written at once.", "Wait for one of them, then ask again."),
 }
 
