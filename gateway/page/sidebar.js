@@ -91,6 +91,7 @@ export class Sidebar {
     field.setAttribute("aria-label", "New title")
     this.#renaming = id
     item.replaceChildren(field)
+    field.focus()
     field.select()
     const end = (kept) => {
       if (this.#renaming === null) return
@@ -101,7 +102,10 @@ export class Sidebar {
     }
     field.addEventListener("blur", () => end(true))
     field.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && !event.isComposing) end(true)
+      if (event.key === "Enter" && !event.isComposing) {
+        event.preventDefault() // or it would press the button that has the focus next
+        end(true)
+      }
       if (event.key !== "Escape") return
       event.stopPropagation()
       end(false)

@@ -36,7 +36,7 @@ def answer(page: Page) -> Locator:
 
 async def ask(page: Page, text: str) -> None:
     await prompt(page).fill(text)
-    await expect(page.get_by_role("button", name="Send")).to_be_enabled(timeout=30_000)
+    await expect(page.get_by_role("button", name="Send", exact=True)).to_be_enabled(timeout=30_000)
     await prompt(page).press("Enter")
 
 

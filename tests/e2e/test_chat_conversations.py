@@ -50,7 +50,7 @@ async def ask_briefly(page: Page, text: str) -> None:
     """Asks, and stops the answer when there is some."""
     await ask(page, text)
     await longer_than(page, 10)
-    await page.get_by_role("button", name="Stop").click()
+    await page.get_by_role("button", name="Stop", exact=True).click()
     await phase(page, "stopped")
 
 
@@ -96,6 +96,7 @@ async def test_rename_and_delete(page: Page) -> None:
     await page.keyboard.type("Rivers")
     await page.keyboard.press("Enter")
     await expect(listed(page)).to_have_text(["Rivers"])
+    await listed(page).hover()
     await page.get_by_role("button", name="Rename Rivers").click()
     await page.keyboard.type("No")
     await page.keyboard.press("Escape")
@@ -104,11 +105,13 @@ async def test_rename_and_delete(page: Page) -> None:
     await expect(listed(page)).to_have_text(["Rivers"])
 
     delete = page.get_by_role("button", name="Delete Rivers")
+    await listed(page).hover()
     await delete.click()
     question = page.get_by_role("dialog", name="Delete this conversation?")
     await expect(question).to_contain_text("Rivers")
     await question.get_by_role("button", name="Keep it").click()
     await expect(listed(page)).to_have_count(1)
+    await listed(page).hover()
     await delete.click()
     await question.get_by_role("button", name="Delete").click()
     await expect(listed(page)).to_have_count(0)

@@ -60,7 +60,22 @@ RENDER = """async ([text, step]) => {
 }"""
 
 
+CODE = """async ([text, language]) => {
+  const { codeBlock } = await import("/assets/code.js")
+  const block = codeBlock(text, language)
+  document.body.append(block)
+  const code = block.querySelector("code")
+  for (let tries = 0; tries < 200 && code.querySelector("span") === null; tries += 1) {
+    await new Promise((resolve) => setTimeout(resolve, 20))
+  }
+  const kinds = new Set([...code.querySelectorAll("span")].map((piece) => piece.className))
+  block.remove()
+  return { text: code.textContent, kinds: [...kinds] }
+}"""
+
+
 async def test_markdown_grows_to_what_it_is_as_a_whole(page: Page) -> None:
+    await page.evaluate(CODE, ["def f(): ...", "python"])  # from here on its colours are there at once
     whole = await page.evaluate(RENDER, [MARKDOWN, len(MARKDOWN)])
     for part in (
         '<h3 dir="auto">Title</h3>',
@@ -68,7 +83,7 @@ async def test_markdown_grows_to_what_it_is_as_a_whole(page: Page) -> None:
         '<ol class="loose"',
         "<pre",
         "<td",
-        "<blockquote>",
+        "<blockquote",
     ):
         assert part in whole["html"]
     assert whole["links"] == ["https://example.org/a?b=1&c=2", "https://example.org/late"]
@@ -118,20 +133,6 @@ async def test_a_long_answer_is_not_drawn_again_with_each_token(page: Page) -> N
         redrawn = await page.evaluate(LONG, [text, step])
         # Each step may draw the open block again, and no more; all of it would be 10,000,000 characters.
         assert redrawn < 10 * len(text)
-
-
-CODE = """async ([text, language]) => {
-  const { codeBlock } = await import("/assets/code.js")
-  const block = codeBlock(text, language)
-  document.body.append(block)
-  const code = block.querySelector("code")
-  for (let tries = 0; tries < 200 && code.querySelector("span") === null; tries += 1) {
-    await new Promise((resolve) => setTimeout(resolve, 20))
-  }
-  const kinds = new Set([...code.querySelectorAll("span")].map((piece) => piece.className))
-  block.remove()
-  return { text: code.textContent, kinds: [...kinds] }
-}"""
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ async def test_an_answer_streams_to_its_end(page: Page, watches: list[Watch], ar
     figures = answer(page).get_by_text(re.compile(r"First token [\d.]+ m?s · 120 tokens · [\d.]+ tokens/s"))
     await figures.click()
     await expect(answer(page).locator("dl")).to_contain_text("Decode")
-    await expect(page.get_by_role("button", name="Send")).to_be_visible()
+    await expect(page.get_by_role("button", name="Send", exact=True)).to_be_visible()
     await page.screenshot(path=artifacts / "chat-finished.png")
     assert any(url.startswith("ws://") for url in watches[0].loaded)
 
@@ -68,7 +68,7 @@ async def test_an_answer_streams_to_its_end(page: Page, watches: list[Watch], ar
 async def test_stop_keeps_what_came_and_the_chat_goes_on(page: Page) -> None:
     await ask(page, "Tell me a long story.")
     await longer_than(page, 20)
-    await page.get_by_role("button", name="Stop").click()
+    await page.get_by_role("button", name="Stop", exact=True).click()
     await phase(page, "stopped")
     stopped_at = await text_length(page)
     assert stopped_at > 20
@@ -93,7 +93,7 @@ WATCH_SEAM = """() => {
     seen.push({
       text: answer.querySelector(".prose").innerText.replace(/\\P{Letter}/gu, ""), // no Markdown signs
       phase: answer.dataset.phase,
-      trouble: document.querySelector(".error, .quiet[data-action=again], #notice:not([hidden])") !== null,
+      trouble: document.querySelector(".turn .error, .quiet[data-action=again], #notice:not([hidden])") !== null,
       scrollTop: document.querySelector("main").scrollTop,
     })
   }
@@ -148,8 +148,8 @@ async def test_stop_works_while_the_gateway_is_dead(page: Page, watches: list[Wa
     await ask(page, "Will you stop?")
     await longer_than(page, 20)
     dead = stack.kill_gateway()
-    await page.get_by_role("button", name="Stop").click()
-    await expect(page.get_by_role("button", name="Stop")).to_be_disabled()
+    await page.get_by_role("button", name="Stop", exact=True).click()
+    await expect(page.get_by_role("button", name="Stop", exact=True)).to_be_disabled()
     await phase(page, "stopped", timeout_ms=RESTARTED_MS)
     assert [event["type"] for event in watches[0].sent if event["type"] != "ping"] == [
         "response.create",
@@ -294,7 +294,7 @@ async def test_waiting_in_the_queue_is_shown(open_chat: Open) -> None:
     await longer_than(first, 0)
     await ask(second, "I am second.")
     await phase(second, "queued")
-    await expect(answer(second)).to_contain_text("Waiting")
+    await expect(answer(second)).to_contain_text("In line")
     await phase(first, "truncated")
     await phase(second, "truncated")
 
@@ -325,7 +325,7 @@ async def test_a_page_that_may_not_connect_says_why(browser: Browser, stack: Sta
         page = await context.new_page()
         await page.goto(line.url)
         await expect(connection(page)).to_contain_text("Pages of other origins may not use this gateway.")
-        await expect(page.get_by_role("button", name="Send")).to_be_disabled()
+        await expect(page.get_by_role("button", name="Send", exact=True)).to_be_disabled()
 
 
 async def test_a_reader_who_scrolled_up_is_left_there(open_chat: Open) -> None:
