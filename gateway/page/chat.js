@@ -75,11 +75,6 @@ export class Chat {
     return this.turns.findLast((turn) => turn.role === "user") ?? null
   }
 
-  /** The responses of this conversation that a server may remember. */
-  get responseIds() {
-    return this.turns.map((turn) => turn.responseId ?? null).filter((id) => id !== null)
-  }
-
   /**
    * A new user turn. Returns the request, whose events are those of `active`.
    * `settings`: those of settings.js; `now`: {ms, wallMs}.

@@ -93,7 +93,7 @@ WATCH_SEAM = """() => {
     seen.push({
       text: answer.querySelector(".prose").innerText.replace(/\\P{Letter}/gu, ""), // no Markdown signs
       phase: answer.dataset.phase,
-      trouble: document.querySelector(".turn .error, .quiet[data-action=again], #notice:not([hidden])") !== null,
+      trouble: document.querySelector(".turn .error, .actions .quiet, #notice:not([hidden])") !== null,
       scrollTop: document.querySelector("main").scrollTop,
     })
   }
