@@ -70,7 +70,7 @@ export class Chat {
     return this.#stopRequested
   }
 
-  /** The question that `again` and `rephrase` are about, or null. */
+  /** The turn that `again` and `rephrase` are about, or null. */
   get lastQuestion() {
     return this.turns.findLast((turn) => turn.role === "user") ?? null
   }

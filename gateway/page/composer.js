@@ -8,7 +8,6 @@ export class Composer {
   #send = byId("send")
   #stop = byId("stop")
   #busy = false
-  #stopping = false
   #allowed = false
   #editing = false
   #draft = "" // what stood in the field before the last question came into it
@@ -40,7 +39,6 @@ export class Composer {
   draw(busy, stopping, allowed) {
     const stopHadFocus = document.activeElement === this.#stop
     this.#busy = busy
-    this.#stopping = stopping
     this.#allowed = allowed
     this.#stop.disabled = stopping
     this.#send.hidden = busy

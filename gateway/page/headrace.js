@@ -238,8 +238,9 @@ export class HeadraceClient {
    *   cancel(): ends it, now or as soon as there is a connection; its events tell when;
    *   checkpoint(): plain data for `resume`, after a reload too, to go on behind the last event delivered.
    * Handlers:
-   *   onEvent(event): each event once and in order (response.queued: again when the place changes). The last is response.completed, .incomplete or .failed,
-   *     or an `error` event: refused, or (`response_not_found`) no gateway holds the rest any more.
+   *   onEvent(event): each event once and in order (response.queued: again when the place changes). The last is
+   *     response.completed, .incomplete or .failed, or an `error` event: refused, or (`response_not_found`) no
+   *     gateway holds the rest any more.
    *   onWaiting(error): refused for a passing reason, and asked for again by itself, for a minute at most.
    */
   respond(params, handlers) {

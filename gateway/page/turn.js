@@ -14,8 +14,15 @@ const PROGRESS = {
   thinking: "Thinking",
 }
 
+const WAITING = {
+  deadline_unreachable: "The line is too long, asking again",
+  queue_full: "The line is full, asking again",
+  rate_limit_exceeded: "Your share is used up, asking again",
+  too_many_responses: "Other answers come first",
+}
+
 function progress({ phase, waiting, position, etaMs }) {
-  if (waiting !== null) return waiting.code === "queue_full" ? "The line is full, asking again" : "Waiting for the service"
+  if (waiting !== null) return WAITING[waiting.code] ?? "Waiting for the service"
   if (phase !== "queued") return PROGRESS[phase]
   const place = position > 0 ? `In line, at place ${position}` : "In line"
   return etaMs >= 1000 ? `${place}, about ${Math.round(etaMs / 1000)} s` : place
