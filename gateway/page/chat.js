@@ -1,42 +1,66 @@
 // Owns the state of one conversation: its turns, and the one answer that may be under way. It turns what
-// the user says into requests, and protocol events into state. It must not know connections or the DOM;
-// the time comes in as an argument (milliseconds, any steady clock).
+// the user says into requests, and protocol events into state. It must not know connections, storage or the
+// DOM; the time comes in as an argument (milliseconds, any steady clock; `changedMs`: the wall's).
 
+import { titleOf } from "./conversations.js"
 import { newId } from "./headrace.js"
 
 /**
  * An answer goes through the phases
- *   sent -> queued -> working -> streaming -> one of ENDED
+ *   sent -> queued -> working -> thinking -> streaming -> one of ENDED
  * and may skip any but the last.
  */
 export const ENDED = new Set(["completed", "truncated", "stopped", "interrupted", "failed"])
 
 const GONE = "response_not_found" // to a resume: no gateway holds the rest
-const TEMPERATURE = 0.3 // for chat; the API's own default of 1 makes small models ramble
+const FORGOTTEN = new Set(["previous_response_not_found", "context_unavailable"])
+const TOLD_ROUNDS = 10 // as many as a gateway remembers by default
 
-const newAnswer = (question, model) => ({
+const newAnswer = (question, { model, instructions }) => ({
   role: "assistant",
   question,
-  model,
+  model, // as asked for, then as served
+  instructions,
+  responseId: null,
   phase: "sent",
-  waiting: false, // the service cannot take or continue it just now, and is asked again
+  waiting: null, // the error for which the service was asked again, or null
+  reasoning: "",
+  reasoningMs: null,
+  calls: [], // [{id, name, arguments, done}]
   text: "",
   position: null,
   etaMs: null,
   error: null,
   reason: null, // why a truncated answer ended: "max_output_tokens", …
-  forgetful: false, // the conversation's memory was away, and the answer knows only its own question
   meta: null,
 })
 
 export class Chat {
-  conversation = newId("conv_")
-  turns = []
   active = null // the answer under way
+  #retold = false // its request carries the conversation in words
   #stopRequested = false
   #sentMs = null // null: by an earlier load of the page
-  #firstMs = 0
-  #lastMs = 0
+  #firstMs = null
+  #lastMs = null
+  #reasoningSinceMs = null
+
+  /** `record`: what `save` returned. */
+  constructor({ id = newId("chat_"), title = "", turns = [], changedMs = 0, checkpoint = null } = {}) {
+    this.id = id
+    this.title = title
+    this.turns = turns
+    this.changedMs = changedMs
+    if (checkpoint !== null) {
+      this.active = turns.at(-1)
+      this.#stopRequested = checkpoint.cancelled
+    }
+  }
+
+  /** What a reload of the page needs. `checkpoint`: where the answer under way stands, or null. */
+  save(checkpoint) {
+    const { id, title, turns, changedMs } = this
+    return { id, title, turns, changedMs, checkpoint }
+  }
 
   get busy() {
     return this.active !== null
@@ -46,30 +70,74 @@ export class Chat {
     return this.#stopRequested
   }
 
-  /** A new user turn. Returns the request, whose events are those of `active`. */
-  ask(text, model, nowMs) {
+  /** The turn that `again` and `rephrase` are about, or null. */
+  get lastQuestion() {
+    return this.turns.findLast((turn) => turn.role === "user") ?? null
+  }
+
+  /**
+   * A new user turn. Returns the request, whose events are those of `active`.
+   * `settings`: those of settings.js; `now`: {ms, wallMs}.
+   */
+  ask(text, settings, now) {
+    this.title ||= titleOf(text)
     this.turns.push({ role: "user", text })
-    return this.#begin(text, model, nowMs)
+    return this.#begin(text, settings, now)
   }
 
-  /** Asks the question of an ended answer again, in its place. Returns the request. */
-  retry(answer, model, nowMs) {
-    this.turns.splice(this.turns.indexOf(answer), 1)
-    return this.#begin(answer.question, model, nowMs)
+  /** The last question once more; the new answer takes the old one's place. Returns the request. */
+  again(settings, now) {
+    return this.rephrase(this.lastQuestion.text, settings, now)
   }
 
-  #begin(text, model, nowMs) {
-    this.active = newAnswer(text, model)
+  /** The last question in other words, in its place. Returns the request. */
+  rephrase(text, settings, now) {
+    this.turns.splice(this.turns.indexOf(this.lastQuestion))
+    return this.ask(text, settings, now)
+  }
+
+  #begin(text, settings, now) {
+    const { model, instructions, temperature, maxOutputTokens } = settings
+    const previous = this.#previous()
+    this.active = newAnswer(text, settings)
     this.turns.push(this.active)
-    this.#follow(nowMs, false)
-    return { model, input: text, conversation: this.conversation, temperature: TEMPERATURE }
+    this.changedMs = now.wallMs
+    this.#stopRequested = false
+    this.#sentMs = now.ms
+    this.#firstMs = this.#lastMs = this.#reasoningSinceMs = null
+    // A server keeps the instructions of a conversation that it continues: to drop them, it is told anew.
+    this.#retold = previous !== null && previous.instructions !== "" && instructions === ""
+    return {
+      model,
+      input: this.#retold ? this.#told() : text,
+      previous_response_id: this.#retold ? undefined : previous?.responseId,
+      instructions: instructions || undefined,
+      temperature,
+      max_output_tokens: maxOutputTokens ?? undefined,
+    }
   }
 
-  #follow(sentMs, stopRequested) {
-    this.#stopRequested = stopRequested
-    this.#sentMs = sentMs
-    this.#firstMs = 0
-    this.#lastMs = 0
+  /** The answer to go on from: the last that a server could remember. */
+  #previous() {
+    return this.turns.findLast((turn) => turn.responseId && turn.text !== "" && turn.phase !== "failed") ?? null
+  }
+
+  /** The conversation in words, the question of `active` at its end. */
+  #told() {
+    const items = this.turns
+      .filter((turn) => turn !== this.active && turn.text !== "")
+      .map(({ role, text }) => ({ role, content: text }))
+    return items.slice(-(2 * TOLD_ROUNDS + 1))
+  }
+
+  /**
+   * The service no longer remembers what `active` continues (`error` says so): returns the request with the
+   * conversation in words, or null where that is not so or was tried.
+   */
+  retell(error, request) {
+    if (this.#retold || !FORGOTTEN.has(error.code)) return null
+    this.#retold = true
+    return { ...request, input: this.#told(), previous_response_id: undefined }
   }
 
   /** The answer under way shall end; its last event tells when it has. */
@@ -77,27 +145,22 @@ export class Chat {
     this.#stopRequested = this.busy
   }
 
-  /** A new, empty conversation. */
-  reset() {
-    this.conversation = newId("conv_")
-    this.turns = []
-    this.active = null
-    this.#stopRequested = false
+  /** The request was refused for a passing reason, and will be repeated. */
+  refused(error) {
+    this.active.waiting = error
   }
 
-  /** The answer's request was refused for a passing reason, and will be repeated. */
-  refused(answer) {
-    answer.waiting = true
-  }
-
-  /** A server event of that answer. Those of one that was left behind change nothing. */
-  receive(answer, event, nowMs) {
-    if (answer !== this.active) return
-    answer.waiting = false
+  /** A server event of the answer under way. */
+  receive(event, nowMs) {
+    const answer = this.active
+    answer.waiting = null
     switch (event.type) {
       case "error":
         answer.error = event.error
-        this.#endEarly(event.error.code === GONE ? "interrupted" : "failed")
+        this.#endEarly(event.error.code === GONE ? "interrupted" : "failed", nowMs)
+        return
+      case "response.created":
+        answer.responseId = event.response.id
         return
       case "response.queued":
         answer.phase = "queued"
@@ -107,45 +170,91 @@ export class Chat {
       case "response.in_progress":
         answer.phase = "working"
         return
+      case "response.reasoning_text.delta":
+      case "response.reasoning_summary_text.delta":
+        this.#begins("thinking", nowMs)
+        this.#reasoningSinceMs ??= nowMs
+        answer.reasoning += event.delta
+        return
       case "response.output_text.delta":
-        answer.phase = "streaming"
+        this.#begins("streaming", nowMs)
+        this.#endReasoning(nowMs)
         answer.text += event.delta
-        this.#firstMs ||= nowMs
+        return
+      case "response.output_item.added":
+        if (event.item.type === "function_call") this.#call(event.item, nowMs)
+        return
+      case "response.function_call_arguments.delta": {
+        const call = answer.calls.find(({ id }) => id === event.item_id)
+        if (call !== undefined) call.arguments += event.delta
         this.#lastMs = nowMs
         return
+      }
+      case "response.output_item.done":
+        if (event.item.type === "function_call") this.#called(event.item)
+        return
       case "response.completed":
-        this.#end("completed", event)
+        this.#end("completed", event.response, nowMs)
         return
       case "response.incomplete": {
         const reason = event.response.incomplete_details?.reason
         // Cancelled, and not from here: by the server, for want of a reader.
-        this.#endEarly(reason === "cancelled" ? "interrupted" : "truncated", event)
+        this.#endEarly(reason === "cancelled" ? "interrupted" : "truncated", nowMs, event.response)
         return
       }
       case "response.failed":
         answer.error = event.response.error
-        this.#end("failed", event)
+        this.#end("failed", event.response, nowMs)
         return
-      default: // the structural events of the protocol, which a page of plain text has no use for
+      default: // the structural events of the protocol, which say nothing that the page shows
         return
     }
   }
 
-  /** Whatever ends an answer that was told to stop, it was stopped. */
-  #endEarly(phase, event) {
-    this.#end(this.#stopRequested ? "stopped" : phase, event)
+  #begins(phase, nowMs) {
+    this.active.phase = phase
+    this.#firstMs ??= nowMs
+    this.#lastMs = nowMs
   }
 
-  #end(phase, event) {
+  #endReasoning(nowMs) {
+    if (this.#reasoningSinceMs === null) return
+    // Begun before a reload: how long it took is not known.
+    this.active.reasoningMs ??= this.#sentMs === null ? null : nowMs - this.#reasoningSinceMs
+    this.#reasoningSinceMs = null
+  }
+
+  #call({ id, name, arguments: given = "" }, nowMs) {
+    this.#begins("streaming", nowMs)
+    this.#endReasoning(nowMs)
+    this.active.calls.push({ id, name, arguments: given, done: false })
+  }
+
+  #called({ id, name, arguments: given }) {
+    const call = this.active.calls.find((each) => each.id === id)
+    if (call !== undefined) Object.assign(call, { name, arguments: given, done: true })
+  }
+
+  /** Whatever ends an answer that was told to stop, it was stopped. */
+  #endEarly(phase, nowMs, response) {
+    this.#end(this.#stopRequested ? "stopped" : phase, response, nowMs)
+  }
+
+  #end(phase, response, nowMs) {
     const answer = this.active
-    const outputTokens = event?.response.usage?.output_tokens ?? null
-    const timings = event?.response.timings ?? {}
-    const decodeMs = timings.decode_ms || (this.#sentMs === null ? 0 : this.#lastMs - this.#firstMs)
+    const sentMs = this.#sentMs
+    const outputTokens = response?.usage?.output_tokens ?? null
+    const timings = response?.timings ?? {}
+    this.#endReasoning(nowMs)
+    const decodeMs = timings.decode_ms || (sentMs === null ? 0 : this.#lastMs - this.#firstMs)
     answer.phase = phase
-    answer.reason = event?.response.incomplete_details?.reason ?? null
-    answer.forgetful = event?.response.memory === "unavailable"
+    answer.model = response?.model ?? answer.model
+    answer.reason = response?.incomplete_details?.reason ?? null
     answer.meta = {
-      ttftMs: this.#firstMs && this.#sentMs !== null ? this.#firstMs - this.#sentMs : null,
+      ttftMs: this.#firstMs !== null && sentMs !== null ? this.#firstMs - sentMs : null,
+      totalMs: sentMs === null || response === undefined ? null : nowMs - sentMs,
+      inputTokens: response?.usage?.input_tokens ?? null,
+      cachedTokens: response?.usage?.input_tokens_details?.cached_tokens ?? null,
       outputTokens,
       // The first token is the prefill's: the rest came during the decode.
       tokensPerS: outputTokens > 1 && decodeMs > 0 ? ((outputTokens - 1) * 1000) / decodeMs : null,
@@ -153,20 +262,5 @@ export class Chat {
     }
     this.active = null
     this.#stopRequested = false
-  }
-
-  /** What a reload of the page needs. `checkpoint`: where the answer under way stands, or null. */
-  save(checkpoint) {
-    return { conversation: this.conversation, turns: this.turns, checkpoint }
-  }
-
-  /** Returns the checkpoint to go on from, whose events are those of `active`, or null. */
-  restore({ conversation, turns, checkpoint }) {
-    this.conversation = conversation
-    this.turns = turns
-    if (checkpoint === null) return null
-    this.active = turns.at(-1)
-    this.#follow(null, checkpoint.cancelled)
-    return checkpoint
   }
 }

@@ -32,6 +32,13 @@ function backoffMs({ firstMs, maxMs }, tries) {
   return Math.min(maxMs, firstMs * 2 ** tries) * (0.5 + 0.5 * Math.random())
 }
 
+/** How long a server with too much to do wants to be left alone; one that is away (503) is better asked soon. */
+function retryAfterMs({ status, error }) {
+  if (status !== 429) return 0
+  const seconds = Number(error.headers?.["retry-after"] ?? 0)
+  return Number.isFinite(seconds) ? Math.max(0, seconds * 1000) : 0
+}
+
 /**
  * The state of one response on its way here. Pure: events and the time (milliseconds) come in, what to do
  * comes out. `id` names it on every connection, as its stream_id and its idempotency_key.
@@ -93,11 +100,12 @@ export class Delivery {
 
   /**
    * A server event of this response. Returns what to do, each where it applies: `deliver` an event, `send`
-   * events, `retry` later what was refused ({tries, error}: how often before, and why), and whether it `ended`.
+   * events, `retry` later what was refused ({tries, error, afterMs}: how often before, why, and how long the
+   * server wants to be left alone), and whether it `ended`.
    */
   receive(event, nowMs) {
     if (event.type === "error") return this.#refused(event, nowMs)
-    if (event.sequence_number <= this.cursor) return {}
+    if (event.sequence_number <= this.cursor && !this.#movesUp(event)) return {}
     this.cursor = event.sequence_number ?? this.cursor
     this.#troubleSinceMs = null
     this.#tries = 0
@@ -106,12 +114,18 @@ export class Delivery {
     return { deliver: event, send: this.#cancelling() }
   }
 
+  /** The place in the queue is told again under its one number for as long as nothing follows it. */
+  #movesUp({ type, sequence_number }) {
+    return type === "response.queued" && sequence_number === this.cursor
+  }
+
   /** What the server refused is the request for events or, where only event_id tells whose, a cancel. */
   #refused(event, nowMs) {
     const ofCancel = event.stream_id === undefined
     this.#troubleSinceMs ??= nowMs
-    const passing = PASSING.has(event.status) && nowMs - this.#troubleSinceMs < GIVE_UP_AFTER_MS
-    const retry = { tries: this.#tries, error: event.error }
+    const afterMs = retryAfterMs(event)
+    const passing = PASSING.has(event.status) && nowMs + afterMs - this.#troubleSinceMs < GIVE_UP_AFTER_MS
+    const retry = { tries: this.#tries, error: event.error, afterMs }
     this.#tries += 1
     if (ofCancel) return passing ? { retry } : {} // else over by now, or unknown: the events tell which
     this.#following = false
@@ -190,11 +204,12 @@ class Link {
 
 /**
  * Any number of responses on one connection to `url`, which is opened at once and again whenever it is lost.
- *   onState(state): {name: "connecting"} | {name: "connected"} | {name: "offline", retryAtMs}
- *     | {name: "refused", reason, code}. `retryAtMs` is on the clock of Date.now(). "refused" is final: the
- *     server closed with a code of 44xx, and every answer has ended with the error `code`: `invalid_api_key`
- *     where it wants a (better) token, else `forbidden`.
  *   token(): what shows who asks, or null; asked for each new connection.
+ *   onState(state): {name: "connecting"} | {name: "connected"} | {name: "leaving"} | {name: "offline", retryAtMs}
+ *     | {name: "refused", reason, code}. "leaving": the gateway shuts down and another connection is sought, while
+ *     this one still serves. `retryAtMs` is on the clock of Date.now(). "refused" is final: the server closed with
+ *     a code of 44xx, and every answer has ended with the error `code`: `invalid_api_key` where it wants a
+ *     (better) token, else `forbidden`.
  *   onNotice(error): a refusal that belongs to no answer.
  */
 export class HeadraceClient {
@@ -223,8 +238,9 @@ export class HeadraceClient {
    *   cancel(): ends it, now or as soon as there is a connection; its events tell when;
    *   checkpoint(): plain data for `resume`, after a reload too, to go on behind the last event delivered.
    * Handlers:
-   *   onEvent(event): each event once and in order. The last is response.completed, .incomplete or .failed,
-   *     or an `error` event: refused, or (`response_not_found`) no gateway holds the rest any more.
+   *   onEvent(event): each event once and in order (response.queued: again when the place changes). The last is
+   *     response.completed, .incomplete or .failed, or an `error` event: refused, or (`response_not_found`) no
+   *     gateway holds the rest any more.
    *   onWaiting(error): refused for a passing reason, and asked for again by itself, for a minute at most.
    */
   respond(params, handlers) {
@@ -276,7 +292,7 @@ export class HeadraceClient {
     clearTimeout(stream.timer)
     stream.timer = setTimeout(() => {
       if (this.#link !== null) this.#send(stream.delivery.retry())
-    }, backoffMs(REFUSED, retry.tries))
+    }, Math.max(retry.afterMs, backoffMs(REFUSED, retry.tries)))
     stream.onWaiting(retry.error)
   }
 
@@ -289,7 +305,7 @@ export class HeadraceClient {
     const { type, status, stream_id, event_id } = event
     const stream = this.#streams.get(stream_id ?? event_id)
     if (stream !== undefined) this.#do(stream, stream.delivery.receive(event, Date.now()))
-    else if (type === "session.going_away") this.#reconnect(this.#link)
+    else if (type === "session.going_away") this.#leave()
     else if (type === "error" && (stream_id ?? event_id) === undefined && !PASSING.has(status)) {
       this.#onNotice(event.error)
     }
@@ -325,6 +341,11 @@ export class HeadraceClient {
     }
     if (code >= 4400 && code < 4500) this.#refuse(code, reason)
     else this.#reconnect(link)
+  }
+
+  #leave() {
+    this.#onState({ name: "leaving" })
+    this.#reconnect(this.#link)
   }
 
   /** After a good connection at once, then ever later. */

@@ -2,6 +2,8 @@
 // are built one by one, HTML in it stays text, images become links, and links open only safe addresses.
 // Parsing is marked's lexer (vendor/); its HTML renderer is not used.
 
+import { codeBlock, growCode } from "./code.js"
+import { element } from "./dom.js"
 import { Lexer } from "./vendor/marked.esm.js"
 
 const OPTIONS = { gfm: true, breaks: true }
@@ -18,6 +20,7 @@ export class MarkdownStream {
   // the text can change it, so it is neither parsed nor drawn again.
   #openFrom = 0
   #closedNodes = 0
+  #open = null // the token of the last block, as drawn
   #hasDefinitions = false
 
   constructor(root) {
@@ -30,14 +33,24 @@ export class MarkdownStream {
     this.#text = text
     const tokens = lex(text.slice(this.#openFrom))
     this.#hasDefinitions ||= tokens.some((token) => token.type === "def")
+    if (this.#grows(tokens)) return
     while (this.#root.childNodes.length > this.#closedNodes) this.#root.lastChild.remove()
     const open = tokens.findLastIndex((token) => token.type !== "space")
     for (const [index, token] of tokens.entries()) {
       if (index < open) this.#openFrom += token.raw.length
       if (index === open) this.#closedNodes = this.#root.childNodes.length
-      const node = block(token)
-      if (node !== null) this.#root.append(node)
+      this.#root.append(...blocks([token]))
     }
+    this.#open = tokens[open] ?? null
+  }
+
+  /** A code block that only became longer stays in its place, scrolled as it is. */
+  #grows([token, ...others]) {
+    if (others.length > 0 || token?.type !== "code" || this.#open?.type !== "code") return false
+    if (token.lang !== this.#open.lang || !token.text.startsWith(this.#open.text)) return false
+    growCode(this.#root.lastChild, token.text, languageOf(token))
+    this.#open = token
+    return true
   }
 
   /** The text is whole: link definitions at its end now reach the links before them. */
@@ -56,14 +69,14 @@ function lex(text) {
   }
 }
 
-function element(name, className, ...children) {
-  const node = document.createElement(name)
-  if (className) node.className = className
-  node.append(...children)
-  return node
-}
+const languageOf = ({ lang }) => (lang ?? "").match(/^\S*/)[0]
 
-const blocks = (tokens) => tokens.map(block).filter((node) => node !== null)
+function blocks(tokens) {
+  const nodes = tokens.map(block).filter((node) => node !== null)
+  // Each block runs in the direction of its own first letter; code always from the left.
+  for (const node of nodes) if (!node.classList.contains("code")) node.dir = "auto"
+  return nodes
+}
 
 function block(token) {
   switch (token.type) {
@@ -77,7 +90,7 @@ function block(token) {
     case "text": // the content of a tight list item
       return element("span", "", ...inlines(token.tokens ?? [token]))
     case "code":
-      return codeBlock(token)
+      return codeBlock(token.text, languageOf(token))
     case "list":
       return list(token)
     case "blockquote":
@@ -91,19 +104,6 @@ function block(token) {
     default: // block HTML: shown, never obeyed
       return element("p", "", token.raw.trimEnd())
   }
-}
-
-function codeBlock({ text, lang }) {
-  const language = (lang ?? "").match(/^\S*/)[0]
-  const copy = element("button", "copy", "Copy")
-  copy.type = "button"
-  copy.dataset.action = "copy"
-  const code = element("code", "", text)
-  const pre = element("pre", "", code)
-  pre.tabIndex = 0 // long lines scroll, and must do so from the keyboard too
-  pre.setAttribute("role", "group")
-  pre.setAttribute("aria-label", language ? `${language} code` : "Code")
-  return element("div", "code", element("div", "code-head", element("span", "", language || "text"), copy), pre)
 }
 
 function list({ ordered, start, items, loose }) {

@@ -1,37 +1,32 @@
-// Owns the DOM of one turn: what the user said, or an answer with its progress, text and figures.
+// Owns the DOM of one turn: what the user said, or an answer with its progress, reasoning, calls and text.
 // It draws the state that chat.js keeps and must not change it.
 
 import { ENDED } from "./chat.js"
+import { button, element, icon, iconButton } from "./dom.js"
+import { figures } from "./figures.js"
 import { MarkdownStream } from "./markdown.js"
+import { trouble } from "./trouble.js"
+import { duration } from "./waterfall.js"
 
-const node = (name, className, text = "") => {
-  const element = document.createElement(name)
-  element.className = className
-  element.textContent = text
-  return element
+const PROGRESS = {
+  sent: "Sending",
+  working: "Reading your message",
+  thinking: "Thinking",
 }
 
-const button = (action, label) => {
-  const element = node("button", "quiet", label)
-  element.type = "button"
-  element.dataset.action = action
-  return element
-}
-
-export function duration(ms) {
-  if (ms < 10) return `${ms.toFixed(1)} ms`
-  return ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`
+const WAITING = {
+  deadline_unreachable: "The line is too long, asking again",
+  queue_full: "The line is full, asking again",
+  rate_limit_exceeded: "Your share is used up, asking again",
+  too_many_responses: "Other answers come first",
 }
 
 function progress({ phase, waiting, position, etaMs }) {
-  if (phase === "sent") return waiting ? "Waiting for the service" : "Sending"
-  if (phase === "working") return "Reading your message"
-  const place = position > 0 ? `Waiting, position ${position}` : "Waiting"
+  if (waiting !== null) return WAITING[waiting.code] ?? "Waiting for the service"
+  if (phase !== "queued") return PROGRESS[phase]
+  const place = position > 0 ? `In line, at place ${position}` : "In line"
   return etaMs >= 1000 ? `${place}, about ${Math.round(etaMs / 1000)} s` : place
 }
-
-// The stages of a response in the order it passes them; the other timings overlap these.
-const STAGES = ["edge_ms", "queue_ms", "engine_queue_ms", "prefill_ms", "decode_ms"]
 
 const TRUNCATED = { max_output_tokens: "Ended at the length limit." }
 
@@ -44,9 +39,12 @@ function ending({ phase, reason }) {
 
 export class UserTurn {
   constructor(turn) {
-    this.root = node("article", "turn user")
+    this.root = element("article", "turn user")
     this.root.setAttribute("aria-label", "You")
-    this.root.append(node("p", "bubble", turn.text))
+    const bubble = element("p", "bubble", turn.text)
+    bubble.dir = "auto"
+    const actions = element("div", "actions", iconButton("edit", "edit", "Edit this question"))
+    this.root.append(bubble, actions)
   }
 
   update() {} // what the user said stays
@@ -55,16 +53,18 @@ export class UserTurn {
 export class AnswerTurn {
   #turn
   #drawnPhase = null
-  #progress = node("p", "progress")
-  #prose = node("div", "prose")
-  #foot = node("div", "foot")
+  #progress = element("p", "progress")
+  #reasoning = null // its <details>, once there is any
+  #calls = element("div", "calls")
+  #drawnCalls = ""
+  #prose = element("div", "prose")
+  #foot = element("div", "foot")
   #markdown = new MarkdownStream(this.#prose)
 
   constructor(turn) {
     this.#turn = turn
-    this.root = node("article", "turn answer")
+    this.root = element("article", "turn answer", this.#progress, this.#calls, this.#prose, this.#foot)
     this.root.setAttribute("aria-label", "Answer")
-    this.root.append(this.#progress, this.#prose, this.#foot)
   }
 
   update() {
@@ -72,10 +72,11 @@ export class AnswerTurn {
     if (phase === this.#drawnPhase && ENDED.has(phase)) return
     const ended = ENDED.has(phase)
     this.root.dataset.phase = phase
-    // Announced once, as a whole, and not word by word.
     this.root.setAttribute("aria-busy", String(!ended))
     this.#progress.hidden = ended || phase === "streaming"
     if (!this.#progress.hidden) this.#progress.textContent = progress(this.#turn)
+    this.#drawReasoning(ended)
+    this.#drawCalls()
     if (ended) {
       this.#markdown.finish(text)
       this.#foot.replaceChildren(...this.#ending())
@@ -85,57 +86,69 @@ export class AnswerTurn {
     this.#drawnPhase = phase
   }
 
+  #drawReasoning(ended) {
+    const { reasoning, reasoningMs, phase } = this.#turn
+    if (reasoning === "") return
+    if (this.#reasoning === null) {
+      const text = element("p", "reasoning-text")
+      text.dir = "auto"
+      this.#reasoning = element("details", "reasoning", element("summary", "", icon("more"), element("span", "")), text)
+      this.#progress.after(this.#reasoning)
+    }
+    const thought = reasoningMs === null ? "Thought" : `Thought for ${duration(reasoningMs)}`
+    const label = phase === "thinking" && !ended ? "Show the thoughts" : thought
+    this.#reasoning.querySelector("span").textContent = label
+    this.#reasoning.lastChild.textContent = reasoning
+  }
+
+  #drawCalls() {
+    const { calls } = this.#turn
+    if (calls.length === 0) return
+    const drawn = JSON.stringify(calls)
+    if (drawn === this.#drawnCalls) return
+    this.#drawnCalls = drawn
+    const open = [...this.#calls.children].map((card) => card.open)
+    this.#calls.replaceChildren(...calls.map((call, index) => callCard(call, open[index] ?? false)))
+  }
+
   *#ending() {
-    const { phase, error, text, forgetful, meta } = this.#turn
-    if (phase === "failed") yield this.#failure(error)
-    if (ending(this.#turn)) yield node("p", "ending", ending(this.#turn))
-    if (forgetful) yield node("p", "ending", "Answered without the earlier turns: their memory is away.")
-    const actions = node("div", "actions")
-    if (phase === "failed" || phase === "interrupted") actions.append(button("retry", "Retry"))
-    if (text) actions.append(button("copy", "Copy"))
-    if (meta?.ttftMs != null || meta?.outputTokens > 0) actions.append(this.#figures(meta))
+    const { phase, error, text, meta, calls } = this.#turn
+    const wrong = phase === "failed" ? trouble(error) : null
+    if (wrong !== null) yield failure(wrong)
+    if (ending(this.#turn)) yield element("p", "ending", ending(this.#turn))
+    if (phase === "completed" && text === "" && calls.length === 0) yield element("p", "ending", "The model said nothing.")
+    const actions = element("div", "actions")
+    const retries = phase === "interrupted" || wrong?.retry
+    if (retries) actions.append(button("quiet", "again", icon("again"), "Try again"))
+    if (text) actions.append(iconButton("copy", "copy", "Copy the answer"))
+    if (!retries && wrong === null) actions.append(iconButton("again", "again", "Another answer"))
+    if (meta?.ttftMs != null || meta?.outputTokens > 0) actions.append(figures(this.#turn))
     if (actions.hasChildNodes()) yield actions
   }
-
-  #failure(error) {
-    const box = node("p", "error", error?.message ?? "The answer failed.")
-    if (error?.code) box.append(" ", node("code", "", error.code))
-    return box
-  }
-
-  #figures({ ttftMs, outputTokens, tokensPerS, timings }) {
-    const parts = ttftMs === null ? [] : [`First token ${duration(ttftMs)}`] // it came before a reload
-    if (outputTokens !== null) parts.push(`${outputTokens} ${outputTokens === 1 ? "token" : "tokens"}`)
-    if (tokensPerS !== null) parts.push(`${tokensPerS.toFixed(tokensPerS < 10 ? 1 : 0)} tokens/s`)
-    const stages = STAGES.filter((key) => timings[key] > 0).map((key) => [key, timings[key]])
-    if (stages.length === 0) return node("p", "meta", parts.join(" · "))
-    const details = node("details", "meta")
-    details.append(node("summary", "", parts.join(" · ")), stageBar(stages), stageList(stages))
-    return details
-  }
 }
 
-const stageName = (key) => key.slice(0, -"_ms".length).replaceAll("_", " ")
-
-function stageBar(stages) {
-  const bar = node("div", "stages")
-  bar.setAttribute("aria-hidden", "true") // the list beside it says the same
-  for (const [key, ms] of stages) {
-    const part = node("span", "stage")
-    part.dataset.stage = stageName(key)
-    part.style.flexGrow = ms
-    bar.append(part)
-  }
-  return bar
+function failure({ code, what, hint }) {
+  const box = element("p", "error", element("strong", "", what), hint && ` ${hint}`)
+  if (code) box.append(" ", element("code", "", code))
+  return box
 }
 
-function stageList(stages) {
-  const list = node("dl", "stage-list")
-  for (const [key, ms] of stages) {
-    const pair = node("div", "")
-    pair.dataset.stage = stageName(key)
-    pair.append(node("dt", "", stageName(key)), node("dd", "", duration(ms)))
-    list.append(pair)
+function callCard({ name, arguments: given, done }, open) {
+  const state = element("span", "call-state", done ? "called" : "calling…")
+  const summary = element("summary", "", icon("tool"), element("code", "", name || "…"), state)
+  const text = element("pre", "", element("code", "", pretty(given)))
+  text.tabIndex = 0
+  text.setAttribute("role", "group")
+  text.setAttribute("aria-label", `Arguments of ${name}`)
+  const card = element("details", "call", summary, text)
+  card.open = open
+  return card
+}
+
+function pretty(given) {
+  try {
+    return JSON.stringify(JSON.parse(given), null, 2)
+  } catch {
+    return given // half of it, so far
   }
-  return list
 }

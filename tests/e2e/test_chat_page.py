@@ -5,35 +5,34 @@ from __future__ import annotations
 import json
 import re
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from playwright.async_api import Browser, Locator, Page, WebSocketRoute, expect
+from playwright.async_api import Browser, Page, WebSocketRoute, expect
 
-from tests.e2e.browser import PHONE, TIMEOUT_MS, Watch, watched_page
+from tests.e2e.browser import Watch, watched_page
 from tests.e2e.cable import cable
+from tests.e2e.chat_page import (
+    SLOW_ANSWERS,
+    Open,
+    answer,
+    ask,
+    connection,
+    kept,
+    longer_than,
+    phase,
+    prompt,
+    text_length,
+)
 from tests.e2e.stack import Stack
 
 pytestmark = pytest.mark.browser
 
-# Answers of a known length that last some two seconds, one at a time: long enough to be stopped, cut,
-# scrolled and queued behind, whatever the simulated engine says.
-SLOW_ANSWERS = {
-    "HEADRACE_SIM__MEAN_OUTPUT_TOKENS": "0",
-    "HEADRACE_SIM__INTER_TOKEN_MS": "20",
-    "HEADRACE_SIM__SLOTS": "1",
-    "HEADRACE_GATEWAY__DEFAULT_MAX_TOKENS": "120",
-    "HEADRACE_GATEWAY__ALLOWED_ORIGINS": "http://app.localhost",
-}
-
 RESTARTED_MS = 60_000  # a new gateway is there, and the page has found it
-
-Open = Callable[..., Awaitable[Page]]
 
 
 @pytest.fixture(scope="module")
@@ -41,66 +40,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     running = Stack(tmp_path_factory.mktemp("page") / "data", env=SLOW_ANSWERS)
     yield running
     assert running.stop() == 0, running.output()
-
-
-@pytest.fixture
-def watches() -> list[Watch]:
-    return []
-
-
-@pytest.fixture
-async def open_chat(stack: Stack, browser: Browser, watches: list[Watch]) -> AsyncIterator[Open]:
-    """Opens the connected page. At the end, no page may have broken its own rules."""
-    async with AsyncExitStack() as pages:
-
-        async def open_chat(url: str = stack.url, **context: Any) -> Page:
-            page, watch = await pages.enter_async_context(watched_page(browser, url, **context))
-            watches.append(watch)
-            await expect(connection(page)).to_contain_text("Connected")
-            await expect(page.get_by_label("Model")).to_be_enabled()
-            return page
-
-        yield open_chat
-        for watch in watches:
-            watch.assert_clean()
-
-
-@pytest.fixture
-async def page(open_chat: Open) -> Page:
-    return await open_chat()
-
-
-def connection(page: Page) -> Locator:
-    return page.get_by_role("status")
-
-
-def prompt(page: Page) -> Locator:
-    return page.get_by_role("textbox", name="Message")
-
-
-def answer(page: Page) -> Locator:
-    return page.get_by_role("log").get_by_role("article", name="Answer").last
-
-
-async def ask(page: Page, text: str) -> None:
-    await prompt(page).fill(text)
-    await expect(page.get_by_role("button", name="Send")).to_be_enabled(timeout=30_000)
-    await prompt(page).press("Enter")
-
-
-async def phase(page: Page, wanted: str, *, timeout_ms: float = TIMEOUT_MS) -> None:
-    await expect(answer(page)).to_have_attribute("data-phase", wanted, timeout=timeout_ms)
-
-
-async def text_length(page: Page) -> int:
-    return len((await answer(page).locator(".prose").inner_text()).strip())
-
-
-async def longer_than(page: Page, length: int) -> int:
-    """Waits for the answer to have more text than that; returns how much it has."""
-    longer = "(length) => [...document.querySelectorAll('.prose')].at(-1)?.innerText.trim().length > length"
-    await page.wait_for_function(longer, arg=length)
-    return await text_length(page)
 
 
 async def test_an_answer_streams_to_its_end(page: Page, watches: list[Watch], artifacts: Path) -> None:
@@ -120,8 +59,8 @@ async def test_an_answer_streams_to_its_end(page: Page, watches: list[Watch], ar
     await expect(answer(page)).to_contain_text("Ended at the length limit.")
     figures = answer(page).get_by_text(re.compile(r"First token [\d.]+ m?s · 120 tokens · [\d.]+ tokens/s"))
     await figures.click()
-    await expect(answer(page).locator("dl")).to_contain_text("decode")
-    await expect(page.get_by_role("button", name="Send")).to_be_visible()
+    await expect(answer(page).locator("dl")).to_contain_text("Decode")
+    await expect(page.get_by_role("button", name="Send", exact=True)).to_be_visible()
     await page.screenshot(path=artifacts / "chat-finished.png")
     assert any(url.startswith("ws://") for url in watches[0].loaded)
 
@@ -129,7 +68,7 @@ async def test_an_answer_streams_to_its_end(page: Page, watches: list[Watch], ar
 async def test_stop_keeps_what_came_and_the_chat_goes_on(page: Page) -> None:
     await ask(page, "Tell me a long story.")
     await longer_than(page, 20)
-    await page.get_by_role("button", name="Stop").click()
+    await page.get_by_role("button", name="Stop", exact=True).click()
     await phase(page, "stopped")
     stopped_at = await text_length(page)
     assert stopped_at > 20
@@ -154,7 +93,7 @@ WATCH_SEAM = """() => {
     seen.push({
       text: answer.querySelector(".prose").innerText.replace(/\\P{Letter}/gu, ""), // no Markdown signs
       phase: answer.dataset.phase,
-      trouble: document.querySelector(".error, [data-action=retry], #notice:not([hidden])") !== null,
+      trouble: document.querySelector(".turn .error, .actions .quiet, #notice:not([hidden])") !== null,
       scrollTop: document.querySelector("main").scrollTop,
     })
   }
@@ -183,7 +122,8 @@ async def assert_whole(page: Page, stack: Stack, watch: Watch) -> None:
     assert ids == set()
     assert served["status"] == "incomplete"
     assert served["usage"]["output_tokens"] == 120
-    shown = await page.evaluate("JSON.parse(Object.values(sessionStorage)[0]).turns.at(-1).text")
+    (conversation,) = await kept(page)
+    shown = conversation["turns"][-1]["text"]
     assert shown == "".join(part["text"] for item in served["output"] for part in item["content"])
 
 
@@ -208,8 +148,8 @@ async def test_stop_works_while_the_gateway_is_dead(page: Page, watches: list[Wa
     await ask(page, "Will you stop?")
     await longer_than(page, 20)
     dead = stack.kill_gateway()
-    await page.get_by_role("button", name="Stop").click()
-    await expect(page.get_by_role("button", name="Stop")).to_be_disabled()
+    await page.get_by_role("button", name="Stop", exact=True).click()
+    await expect(page.get_by_role("button", name="Stop", exact=True)).to_be_disabled()
     await phase(page, "stopped", timeout_ms=RESTARTED_MS)
     assert [event["type"] for event in watches[0].sent if event["type"] != "ping"] == [
         "response.create",
@@ -343,7 +283,7 @@ async def test_a_refusal_is_told_and_can_be_retried(page: Page, artifacts: Path)
     await page.screenshot(path=artifacts / "chat-error.png")
 
     await model.locator("option").first.evaluate("(option, name) => { option.value = name }", served)
-    await answer(page).get_by_role("button", name="Retry").click()
+    await answer(page).get_by_role("button", name="Try again").click()
     await phase(page, "truncated")
     await expect(page.get_by_role("article", name="You")).to_have_count(1)
 
@@ -354,77 +294,9 @@ async def test_waiting_in_the_queue_is_shown(open_chat: Open) -> None:
     await longer_than(first, 0)
     await ask(second, "I am second.")
     await phase(second, "queued")
-    await expect(answer(second)).to_contain_text("Waiting")
+    await expect(answer(second)).to_contain_text("In line")
     await phase(first, "truncated")
     await phase(second, "truncated")
-
-
-async def test_keyboard_only(page: Page) -> None:
-    await expect(prompt(page)).to_be_focused()
-    await page.keyboard.press("Shift+Tab")
-    starter = page.get_by_role("list", name="Suggestions").get_by_role("button").last
-    await expect(starter).to_be_focused()
-    assert await starter.evaluate("(button) => getComputedStyle(button).outlineStyle") == "solid"
-    await page.keyboard.press("Enter")
-    await longer_than(page, 10)
-    await expect(prompt(page)).to_be_focused()
-    await page.keyboard.press("Tab")
-    await expect(page.get_by_role("button", name="Stop")).to_be_focused()
-    await page.keyboard.press("Space")
-    await phase(page, "stopped")
-    await expect(prompt(page)).to_be_focused()
-
-    await page.keyboard.type("one line")
-    await page.keyboard.press("Shift+Enter")
-    await page.keyboard.type("and another")
-    await page.keyboard.press("Enter")
-    await expect(page.get_by_role("article", name="You").last).to_have_text("one line\nand another")
-    await longer_than(page, 10)
-    await page.keyboard.press("Escape")
-    await phase(page, "stopped")
-
-    await page.get_by_role("button", name="New chat").focus()
-    await page.keyboard.press("Enter")
-    await expect(page.get_by_role("article")).to_have_count(0)
-    await expect(prompt(page)).to_be_focused()
-
-
-async def test_roles_and_names(page: Page) -> None:
-    await expect(page.get_by_role("heading", level=1)).to_have_text("Headrace")
-    log = page.get_by_role("log", name="Conversation")
-    await expect(log).to_have_attribute("aria-live", "polite")
-    await expect(page.get_by_role("combobox", name="Model")).to_be_visible()
-    await expect(page.get_by_role("main")).to_be_visible()
-    await ask(page, "Give me buttons.")
-    await phase(page, "truncated")
-    for control in await page.locator("button:visible, select:visible, textarea:visible").all():
-        await expect(control).to_have_accessible_name(re.compile(r"\w"))
-    assert await page.evaluate("document.documentElement.lang") == "en"
-    ids: list[str] = await page.evaluate("[...document.querySelectorAll('[id]')].map((node) => node.id)")
-    assert len(ids) == len(set(ids))
-
-
-async def test_a_reload_keeps_the_chat_and_a_new_chat_does_not(page: Page, watches: list[Watch]) -> None:
-    await ask(page, "First question.")
-    await longer_than(page, 10)
-    await page.get_by_role("button", name="Stop").click()
-    await phase(page, "stopped")
-    before_reload = await text_length(page)
-    await page.reload()
-    await phase(page, "stopped")
-    assert await text_length(page) == before_reload
-    await ask(page, "Second question.")
-    await longer_than(page, 0)
-    await page.get_by_role("button", name="New chat").click()
-    await expect(page.get_by_role("article")).to_have_count(0)
-    await expect(page.get_by_role("heading", name="What would you like to know?")).to_be_visible()
-    await ask(page, "Third question.")
-    await phase(page, "truncated")
-
-    creates = [event for event in watches[0].sent if event["type"] == "response.create"]
-    first, second, third = (event["conversation"] for event in creates)
-    assert first == second != third
-    assert re.fullmatch(r"conv_[0-9a-f]{32}", first)
 
 
 async def test_a_browser_that_keeps_no_data_can_chat(browser: Browser, stack: Stack) -> None:
@@ -432,7 +304,7 @@ async def test_a_browser_that_keeps_no_data_can_chat(browser: Browser, stack: St
     async with await browser.new_context() as context:
         page = await context.new_page()
         await page.add_init_script(
-            "Object.defineProperty(window, 'sessionStorage',"
+            "for (const name of ['localStorage', 'sessionStorage']) Object.defineProperty(window, name,"
             " { get() { throw new DOMException('blocked', 'SecurityError') } })"
         )
         errors: list[object] = []
@@ -453,7 +325,7 @@ async def test_a_page_that_may_not_connect_says_why(browser: Browser, stack: Sta
         page = await context.new_page()
         await page.goto(line.url)
         await expect(connection(page)).to_contain_text("Pages of other origins may not use this gateway.")
-        await expect(page.get_by_role("button", name="Send")).to_be_disabled()
+        await expect(page.get_by_role("button", name="Send", exact=True)).to_be_disabled()
 
 
 async def test_a_reader_who_scrolled_up_is_left_there(open_chat: Open) -> None:
@@ -471,93 +343,6 @@ async def test_a_reader_who_scrolled_up_is_left_there(open_chat: Open) -> None:
     await phase(page, "truncated")
     await expect(page.get_by_role("button", name="Latest")).to_be_hidden()
     assert await scroller.evaluate("(main) => main.scrollHeight - main.scrollTop - main.clientHeight") < 2
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_a_phone(open_chat: Open, scheme: str, artifacts: Path) -> None:
-    page = await open_chat(
-        viewport=PHONE, color_scheme=scheme, has_touch=True, is_mobile=True, device_scale_factor=2
-    )
-    await page.screenshot(path=artifacts / f"chat-phone-{scheme}-empty.png")
-    await page.get_by_role("list", name="Suggestions").get_by_role("button").first.click()
-    await phase(page, "truncated")
-    await page.screenshot(path=artifacts / f"chat-phone-{scheme}.png")
-    assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-
-
-MARKDOWN = """\
-# Title
-A *line* with **bold**, `code`, ~~not~~ and a [link](https://example.org/a?b=1&c=2).
-Next line &lt;kept&gt; \\*
-
-1. one
-2. two
-   - deep `x < y`
-   - deeper
-
-3. loose
-
-```python
-def f(a: int) -> str:
-    return "<b>" * a
-```
-
-| a | b |
-|:--|--:|
-| 1 | **2** |
-
-> quoted
-> twice
-
-- [x] done
-
-[late]: https://example.org/late
-See [late].
-"""
-
-HOSTILE = """\
-<script>window.owned = true</script>
-<img src=x onerror="window.owned = true">
-
-![picture](https://elsewhere.example/pixel.png) [click](javascript:window.owned=true)
-[data](data:text/html,hello) <a href="javascript:window.owned=true">raw</a>
-
-"""
-
-RENDER = """async ([text, step]) => {
-  const { MarkdownStream } = await import("/assets/markdown.js")
-  const root = document.createElement("div")
-  document.body.append(root)
-  const stream = new MarkdownStream(root)
-  for (let end = step; end < text.length; end += step) stream.update(text.slice(0, end))
-  stream.finish(text)
-  const names = [...root.querySelectorAll("*")].map((node) => node.localName)
-  const seen = { html: root.innerHTML, names, links: [...root.querySelectorAll("[href]")].map((a) => a.href) }
-  root.remove()
-  return seen
-}"""
-
-
-async def test_markdown_grows_to_what_it_is_as_a_whole(page: Page) -> None:
-    whole = await page.evaluate(RENDER, [MARKDOWN, len(MARKDOWN)])
-    for part in ("<h3>Title</h3>", "<strong>bold", '<ol class="loose">', "<pre", "<td", "<blockquote>"):
-        assert part in whole["html"]
-    assert whole["links"] == ["https://example.org/a?b=1&c=2", "https://example.org/late"]
-    for step in (1, 2, 3, 7, 40):
-        assert await page.evaluate(RENDER, [MARKDOWN, step]) == whole
-    with_returns = MARKDOWN.replace("\n", "\r\n")
-    assert await page.evaluate(RENDER, [with_returns, 1]) == whole
-
-
-async def test_hostile_text_stays_text(page: Page) -> None:
-    for nested in ("", "\n" + ">" * 20_000, "\n" + "- " * 5_000, "\n" + "*a_" * 2_000):
-        text = HOSTILE + nested
-        seen = await page.evaluate(RENDER, [text, len(text) // 3])
-        assert "&lt;script&gt;" in seen["html"]
-        assert not {"script", "img", "iframe", "style", "form"} & set(seen["names"])
-        assert set(seen["links"]) <= {"https://elsewhere.example/pixel.png"}
-    assert seen["links"]
-    assert await page.evaluate("window.owned") is None
 
 
 @pytest.mark.vllm

@@ -13,7 +13,7 @@ class ScriptedSocket {
   sent = []
   closed = false
 
-  constructor(url, protocols) {
+  constructor(_url, protocols = []) {
     this.protocols = protocols
     sockets.push(this)
   }
@@ -313,7 +313,7 @@ test("a gateway that goes away is left only for one that is there", () => {
   old.say(delta(stream, 2000, "B"))
   latest().say(delta(stream, 3000, "BC"))
   assert.deepEqual(seen.events, ["response.created", "A", "BC"])
-  assert.deepEqual(seen.states, ["connecting", "connected", "connected"])
+  assert.deepEqual(seen.states, ["connecting", "connected", "leaving", "connected"])
 })
 
 test("a gateway that greets with going away is not asked in a tight loop", () => {
@@ -358,23 +358,51 @@ test("a close with 44xx is final", () => {
   assert.throws(() => client.respond({ input: "Hello" }, recorder(seen)))
 })
 
-test("a token goes along as a subprotocol, the one of that moment", () => {
-  let token = "first"
-  const seen = []
-  const client = new HeadraceClient("ws://gateway", { token: () => token, onState: (state) => seen.push(state) })
-  assert.deepEqual(latest().protocols, ["headrace.v1", "headrace.token.first"])
-  token = "second"
+test("a token goes with each connection, and one that is not taken is told", () => {
+  const states = []
+  const tokens = ["old", "new"]
+  const client = new HeadraceClient("ws://gateway", {
+    token: () => tokens.shift(),
+    onState: (state) => states.push(state),
+  })
+  const events = []
+  latest().accept()
+  client.respond({ input: "Hello" }, { onEvent: (event) => events.push(event.error.code) })
   latest().drop()
-  mock.timers.tick(1_000)
-  assert.deepEqual(latest().protocols, ["headrace.v1", "headrace.token.second"])
-  latest().drop(4401, "This credential was revoked or has expired.")
-  assert.equal(seen.at(-1).code, "invalid_api_key")
-  client.close()
+  mock.timers.tick(10_000)
+  assert.deepEqual(
+    sockets.map(({ protocols }) => protocols),
+    [["headrace.v1", "headrace.token.old"], ["headrace.v1", "headrace.token.new"]],
+  )
+  latest().drop(4401, "The key was revoked.")
+  assert.deepEqual(states.at(-1), { name: "refused", reason: "The key was revoked.", code: "invalid_api_key" })
+  assert.deepEqual(events, ["invalid_api_key"])
 })
 
-test("without a token nothing is offered", () => {
-  started()
-  assert.equal(latest().protocols, undefined)
+test("a server with too much to do is left alone for as long as it asks", () => {
+  const { seen, stream } = started()
+  const busy = (seconds) => ({
+    ...refusal(stream, "queue_full", 429),
+    error: { code: "queue_full", headers: { "retry-after": String(seconds) } },
+  })
+  latest().say(busy(20))
+  mock.timers.tick(19_999)
+  assert.deepEqual(latest().types.filter((type) => type === "response.create").length, 1)
+  mock.timers.tick(1)
+  assert.deepEqual(latest().types.filter((type) => type === "response.create").length, 2)
+  latest().say(busy(90)) // beyond the minute: told at once
+  assert.deepEqual(seen.events, ["queue_full"])
+})
+
+test("the place in the queue is told as often as it changes, until something follows it", () => {
+  const { client } = started()
+  const places = []
+  const answer = client.respond({ input: "Hi" }, { onEvent: ({ type, position }) => places.push([type, position]) })
+  const { id } = answer.checkpoint()
+  const queued = (position) => ({ type: "response.queued", sequence_number: 1, position, stream_id: id })
+  latest().say(created(id), queued(3), queued(2))
+  latest().say({ type: "response.in_progress", sequence_number: 2, stream_id: id }, queued(1))
+  assert.deepEqual(places.slice(1), [["response.queued", 3], ["response.queued", 2], ["response.in_progress", undefined]])
 })
 
 test("a connection without a sign of life is given up", () => {
