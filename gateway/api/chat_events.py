@@ -284,11 +284,8 @@ class ChatChunks:
 
 
 def failure(end: Ended, structure: str = "") -> HeadraceError:
-    """``structure``: the field that asked for structured output, which an engine refuses by itself."""
-    problem = of_end("cancelled" if end.outcome == "cancelled" else end.code, end.message)
-    if structure and problem.code == "engine_rejected":
-        return HeadraceError(problem.code, problem.message, param=structure)
-    return problem
+    """``structure``: as in ``of_end``."""
+    return of_end("cancelled" if end.outcome == "cancelled" else end.code, end.message, structure)
 
 
 def usage(used: Usage, reasoning_tokens: int = 0) -> CompletionUsage:

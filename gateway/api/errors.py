@@ -80,11 +80,12 @@ def socket_event(
     return msgspec.json.encode(event)
 
 
-def of_end(code: str | None, message: str) -> HeadraceError:
+def of_end(code: str | None, message: str, structure: str = "") -> HeadraceError:
     """The error of a response that ended badly. A worker of another version may know codes that this
-    gateway does not."""
+    gateway does not. ``structure``: the field that asked for structured output, which engines refuse."""
     known = code if code in ERRORS else "internal_error"
-    return HeadraceError(known, message or "The response failed.")
+    param = structure if structure and known == "engine_rejected" else None
+    return HeadraceError(known, message or "The response failed.", param=param)
 
 
 def internal() -> HeadraceError:

@@ -49,7 +49,8 @@ async def create(front: Front, request: Request) -> Response:
 
 async def _answer(front: Front, live: Live, end: Ended) -> responses_object.Response:
     if end.outcome == "failed":
-        raise of_end(end.code, end.message)
+        structure = "" if live.job.sampling.structured is None else "text.format"
+        raise of_end(end.code, end.message, structure)
     return await snapshot(front, live)
 
 

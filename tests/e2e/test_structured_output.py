@@ -27,6 +27,7 @@ class City(BaseModel):
 
 
 SCHEMA = City.model_json_schema()
+NONSENSE: Any = {"type": "json_schema", "schema": {"type": "nonsense"}}
 
 
 @pytest.fixture
@@ -117,6 +118,9 @@ async def test_what_cannot_be_followed_is_refused_by_name_and_harms_nobody(
         async for _ in await client.chat.completions.create(**ask, extra_body=asked, stream=True):
             pass
     assert (told.value.code, told.value.param) == ("engine_rejected", next(iter(asked)))
+    with pytest.raises(openai.BadRequestError) as refused:
+        await client.responses.create(model=MODEL, input="x", text={"format": {**NONSENSE, "name": "n"}})
+    assert (refused.value.code, refused.value.param) == ("engine_rejected", "text.format")
     good = await client.chat.completions.create(**ask)
     assert good.choices[0].message.content
 
