@@ -8,63 +8,31 @@ import json
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
-import jwt
 import pytest
 import websockets
-from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric import ec
-from jwt.algorithms import ECAlgorithm
 
-from deploy.commands import headrace
 from gateway.auth.jwks import Jwks
 from gateway.client import Client, ResponseError
 from schemas.errors import HeadraceError
 from tests.integration.conftest import NatsServer, RedisServer
+from tests.integration.gateway.credentials import (
+    ISSUER,
+    LIMIT_S,
+    Issuer,
+    bearer,
+    command_of,
+    status,
+    until_status,
+)
 from tests.integration.gateway.processes import Gateway, Process, gateway
 
-LIMIT_S = 30
-ISSUER = "https://id.example.com/"
 PAGE = "https://chat.example.com"
 GOOD: dict[str, Any] = {"input": "hello", "max_output_tokens": 4}
-
-
-class Issuer:
-    """A JWKS endpoint whose keys rotate; ``down``: it answers 500."""
-
-    def __init__(self) -> None:
-        self.down = False
-        self.asked = 0
-        self.keys = {"k1": ec.generate_private_key(ec.SECP256R1())}
-        issuer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                issuer.asked += 1
-                listed = [
-                    ECAlgorithm.to_jwk(key.public_key(), as_dict=True) | {"kid": kid}
-                    for kid, key in issuer.keys.items()
-                ]
-                body = json.dumps({"keys": listed}).encode()
-                self.send_response(500 if issuer.down else 200)
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/jwks"
-
-    def sign(self, kid: str, tenant: str = "initech", **claims: Any) -> str:
-        good = {"iss": ISSUER, "aud": "headrace", "exp": time.time() + 600, "tenant": tenant}
-        return jwt.encode(good | claims, self.keys[kid], algorithm="ES256", headers={"kid": kid})
 
 
 @pytest.fixture(scope="module")
@@ -113,38 +81,9 @@ def command(shared_nats_server: NatsServer) -> Callable[..., str]:
     return command_of(shared_nats_server)
 
 
-def command_of(server: NatsServer) -> Callable[..., str]:
-    def invoke(*arguments: str) -> str:
-        environ = {"HEADRACE_NATS__URL": server.url}
-        done = CliRunner().invoke(headrace, ["keys", *arguments], env=environ, catch_exceptions=False)
-        assert done.exit_code == 0, done.output
-        return done.stdout.strip()
-
-    def run(*arguments: str) -> str:
-        with ThreadPoolExecutor(1) as elsewhere:  # than in the loop of an asynchronous test
-            return elsewhere.submit(invoke, *arguments).result()
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def key(command: Callable[..., str]) -> str:
     return command("create", "acme", "--name", "tests", "--quiet")
-
-
-def bearer(credential: str) -> dict[str, str]:
-    return {"authorization": f"Bearer {credential}"}
-
-
-async def status(served: Gateway, credential: str, path: str = "/v1/models") -> int:
-    async with httpx.AsyncClient(base_url=served.url, timeout=LIMIT_S) as client:
-        return (await client.get(path, headers=bearer(credential))).status_code
-
-
-async def until_status(served: Gateway, credential: str, wanted: int) -> None:
-    async with asyncio.timeout(LIMIT_S):
-        while await status(served, credential) != wanted:
-            await asyncio.sleep(0.01)
 
 
 @contextlib.asynccontextmanager
@@ -214,6 +153,14 @@ async def test_metrics_are_for_this_machine(guarded: Gateway, key: str) -> None:
         proxied = {**bearer(key), "x-forwarded-for": "203.0.113.9"}
         refused = await client.get("/metrics", headers=proxied)
     assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
+
+
+def test_the_list_shows_keys_and_no_secret(command: Callable[..., str], key: str) -> None:
+    shown, told = command("list"), json.loads(command("list", "--json"))
+    assert f"{key.split('-')[1]}  acme" in shown
+    assert key.split("-")[1] in {each["id"] for each in told}
+    assert key[-43:] not in shown + json.dumps(told)
+    assert "digest" not in told[0]
 
 
 async def test_a_key_opens_everything(guarded: Gateway, key: str) -> None:

@@ -15,8 +15,8 @@ from broker.connection import Broker
 from broker.jobs import find_job
 from schemas.ids import ResponseId, new_response_id
 from tests.integration.conftest import NatsServer, RedisServer
+from tests.integration.gateway.credentials import LIMIT_S, bearer, command_of, until_status
 from tests.integration.gateway.processes import Gateway, Process, gateway
-from tests.integration.gateway.test_auth import LIMIT_S, bearer, command_of, until_status
 
 GOOD: dict[str, Any] = {"input": "hello", "max_output_tokens": 4}
 LONG: dict[str, Any] = {**GOOD, "max_output_tokens": 4000}
