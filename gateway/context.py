@@ -49,6 +49,9 @@ class Context(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return msgspec.structs.replace(self, turns=self.turns[1:], ids=(), tail="")
 
 
+NOTHING = Context()
+
+
 def split_system(messages: tuple[ChatMessage, ...]) -> tuple[str | None, tuple[ChatMessage, ...]]:
     if messages and messages[0].role in ("system", "developer"):
         return messages[0].content, messages[1:]

@@ -24,6 +24,7 @@ from broker.tail import ReplyTail
 from gateway import closer, meter, prompt
 from gateway.background import Background
 from gateway.catalog import Catalog, ModelCard
+from gateway.context import NOTHING
 from gateway.conversation import Conversations, Opened
 from gateway.ended import EndedResponses
 from gateway.generation import Generation
@@ -31,6 +32,8 @@ from gateway.in_flight import Accepted, Entry, InFlight
 from gateway.jobs import make_job, request_digest
 from gateway.live import Live
 from gateway.meter import Meter
+from gateway.router import Offer, Router
+from gateway.routing import queue_of_card
 from gateway.tokenizer import ChatTokenizer
 from gateway.vocabulary import check_token_ids
 from schemas.config import Config
@@ -65,6 +68,12 @@ class Pipeline:
         self._secret = (config.security.secret or secrets.token_hex(32)).encode()
         self._roster = Roster(broker)
         self._catalog = Catalog(broker, self._roster, default_model=config.gateway.default_model)
+        self._router = Router(
+            self._catalog,
+            config.routing,
+            default_model=config.gateway.default_model,
+            queue_ms=queue_of_card,
+        )
         self._background = Background()
         self._in_flight = InFlight(
             broker, self.gateway, config.gateway, self._background, on_ended=self._on_ended
@@ -121,6 +130,10 @@ class Pipeline:
 
     def models(self) -> list[ModelCard]:
         return self._catalog.models()
+
+    def offers(self) -> list[Offer]:
+        """The names that a request may give for a model."""
+        return self._router.offers()
 
     @property
     def quiet(self) -> bool:
@@ -180,11 +193,9 @@ class Pipeline:
         model = ""
         try:
             self._admit()
-            card = self._catalog.resolve(generation.model)
+            card, _ = self._router.route(generation, NOTHING)
             model = card.name
-            check_token_ids(generation.sampling, card.vocab_size)
-            tokenizer = await self._catalog.tokenizer(card)
-            return await self._open(generation, response, card, tokenizer)
+            return await self._open(generation, response)
         except HeadraceError:
             meter.refused(model)
             raise
@@ -200,12 +211,13 @@ class Pipeline:
         if self._in_flight.accepted + self._disowned + self._submitting > self._limits.max_responses:
             raise HeadraceError("queue_full", "This gateway has all the responses it takes: try again later.")
 
-    async def _open(
-        self, generation: Generation, response: ResponseId, card: ModelCard, tokenizer: ChatTokenizer
-    ) -> Live:
+    async def _open(self, generation: Generation, response: ResponseId) -> Live:
         settled = False  # the job may be stored, and then has the turn
         try:
             opened = await self._conversations.open(generation, response)
+            card, route = self._router.route(generation, opened.context)  # what is remembered counts, too
+            check_token_ids(generation.sampling, card.vocab_size)
+            tokenizer = await self._catalog.tokenizer(card)
             built = await asyncio.to_thread(
                 prompt.build,
                 tokenizer,
@@ -219,6 +231,7 @@ class Pipeline:
             job = make_job(
                 generation,
                 card,
+                route,
                 opened,
                 built,
                 gateway=self.gateway,

@@ -12,6 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from broker.metrics import PortUnavailable
+from gateway.round_trip import MeasuredHttp
 from schemas.config import Gateway
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def make_server(app: ASGIApp, config: Gateway) -> EmbeddedServer:
         uvicorn.Config(
             app,
             loop="none",
-            http="httptools",
+            http=MeasuredHttp,
             ws="websockets-sansio",
             ws_max_size=config.max_frame_bytes,
             ws_ping_interval=config.ping_interval_s,

@@ -16,6 +16,8 @@ Seconds = Annotated[float, Meta(gt=0)]
 Port = Annotated[int, Meta(ge=0, le=65535)]  # 0: a free one
 Origin = Annotated[str, Meta(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s]+)\Z")]  # as browsers write it
 Fraction = Annotated[float, Meta(ge=0, le=1)]
+AUTO = "auto"  # the model that the routing policy chooses
+ModelName = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -71,6 +73,25 @@ class Gateway(_Section, frozen=True):
     conversation_ttl_s: Seconds = 3600
 
 
+class Candidate(_Section, frozen=True):
+    """A model for ``model: "auto"``, and up to where it is taken. None: no limit."""
+
+    model: ModelName  # a served name
+    max_queue_ms: Annotated[float, Meta(ge=0)] | None = None
+    max_prompt_tokens: Positive | None = None  # estimated by characters
+    max_rtt_ms: Annotated[float, Meta(gt=0)] | None = None
+
+
+class Routing(_Section, frozen=True):
+    """Which model answers; ``gateway/ROUTING.md``. ``aliases``: another name to a served one, or to "auto".
+    ``auto``: the policy, in order of preference. ``fallback``: a served name to those that stand in for it
+    while no worker serves it."""
+
+    aliases: dict[ModelName, ModelName] = {}
+    auto: tuple[Candidate, ...] = ()
+    fallback: dict[ModelName, tuple[ModelName, ...]] = {}
+
+
 class Worker(_Section, frozen=True):
     engine: Literal["vllm", "sim"] = "vllm"
     model: str = "smollm2"  # hub id, local folder, or the name of a model made by `headrace model fetch`
@@ -114,6 +135,7 @@ class Config(_Section, frozen=True):
     redis: Redis = Redis()
     security: Security = Security()
     gateway: Gateway = Gateway()
+    routing: Routing = Routing()
     worker: Worker = Worker()
     sim: Sim = Sim()
     vllm: dict[str, Any] = {}

@@ -33,6 +33,15 @@ LANES: tuple[Lane, ...] = ("fair", "over")
 CODEC = "msgpack;v=1"  # value of the header Hr-Codec
 
 
+class Route(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the job came to its model. ``requested``: the model that the client named, empty for none.
+    ``by``: name, default, alias, auto or fallback; ``reason``: for people."""
+
+    requested: str = ""
+    by: str = "name"
+    reason: str = ""
+
+
 class Presentation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What any gateway needs to show this response exactly as the first one would.
 
@@ -42,6 +51,7 @@ class Presentation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     whose gateway died can be folded into the conversation from the job and its reply log; ``input`` is
     the same as (role, content) where it is more than one user message, and ``user_text`` is empty then.
     ``memory``: whether the conversation was remembered when the job was made.
+    ``route``: None in jobs of versions that did not tell.
     """
 
     api: Literal["responses", "chat", "completions", "simple"]
@@ -53,6 +63,7 @@ class Presentation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     store: bool = True
     input: tuple[tuple[str, str], ...] = ()
     memory: Memory = "none"
+    route: Route | None = None
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag="job"):
@@ -65,7 +76,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_fie
     session: Annotated[SessionToken, Meta(pattern=TOKEN_PATTERN)]
     gateway: Annotated[GatewayId, Meta(pattern=TOKEN_PATTERN)]  # whose reply prefix the log stands under
     model: Annotated[ModelToken, Meta(pattern=TOKEN_PATTERN)]
-    model_name: str  # as the client asked for it
+    model_name: str  # as it is served; what the client asked for is in ``presentation.route``
     priority: Priority = "interactive"
     lane: Lane = "fair"
     prompt_ids: tuple[Vocab, ...]

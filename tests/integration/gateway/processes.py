@@ -60,7 +60,9 @@ class Process:
 
 
 class Gateway(Process):
-    def __init__(self, nats: NatsServer, redis: RedisServer, folder: Path, **gateway: object) -> None:
+    def __init__(
+        self, nats: NatsServer, redis: RedisServer, folder: Path, *, extra: dict[str, str], **gateway: object
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.ws_url = f"ws://127.0.0.1:{self.port}"
@@ -71,6 +73,7 @@ class Gateway(Process):
             "HEADRACE_SECURITY__SECRET": "a secret of this test",
             "HEADRACE_GATEWAY__PORT": str(self.port),
             **settings,
+            **extra,
         }
         super().__init__("gateway.main", folder / f"gateway-{self.port}.log", environ)
 
@@ -112,9 +115,15 @@ def worker(nats: NatsServer, redis: RedisServer, folder: Path, **sim: object) ->
 
 
 @contextlib.contextmanager
-def gateway(nats: NatsServer, redis: RedisServer, folder: Path, **settings: object) -> Iterator[Gateway]:
-    """Ready to answer."""
-    process = Gateway(nats, redis, folder, **settings)
+def gateway(
+    nats: NatsServer,
+    redis: RedisServer,
+    folder: Path,
+    extra: dict[str, str] | None = None,
+    **settings: object,
+) -> Iterator[Gateway]:
+    """Ready to answer. ``extra``: variables of other sections."""
+    process = Gateway(nats, redis, folder, extra=extra or {}, **settings)
     try:
         process.wait_until_ready()
         yield process
