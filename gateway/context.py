@@ -14,15 +14,17 @@ from broker.log_reader import LogReader
 from gateway.generation import ChatMessage, Role
 from gateway.outcome import Verdict, stopped, verdict
 from gateway.text import Completion, Detokenizer, complete
-from schemas.ids import ModelToken
+from schemas.ids import ModelToken, ResponseId
 from schemas.job import Job
+from schemas.reply import DELETED, Closed
 
 
 class Turn(msgspec.Struct, frozen=True, array_like=True):
-    """One round: what was said to the assistant, as (role, content), and its answer."""
+    """One round: what was said to the assistant, as (role, content), its answer, and the answer's id."""
 
     said: tuple[tuple[str, str], ...]
     answer: str
+    response: ResponseId = ResponseId("")
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -36,6 +38,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ids: tuple[int, ...] = ()
     tail: str = ""
     session: str = ""
+    created_unix_ms: int = 0  # of its first turn
 
     def messages(self) -> list[ChatMessage]:
         """The whole conversation, system message first."""
@@ -72,6 +75,11 @@ def present(messages: tuple[ChatMessage, ...]) -> tuple[str, tuple[tuple[str, st
     return "", tuple((message.role, message.content) for message in messages)
 
 
+def is_deleted(log: LogReader) -> bool:
+    """Its client has deleted the response while it was running."""
+    return log.end is not None and isinstance(log.end.message, Closed) and log.end.message.code == DELETED
+
+
 def read_verdict(job: Job, log: LogReader, detokenizer: Detokenizer) -> tuple[Completion, Verdict] | None:
     """What an ended response came to, read from its log alone. None: it has not ended. A stop string ends
     it, whether or not a gateway lived to close the log."""
@@ -86,8 +94,10 @@ def fold(
     context: Context, job: Job, log: LogReader, detokenizer: Detokenizer, *, rounds: int
 ) -> Context | None:
     """The context with the job's turn, whichever gateway folds it; the job's prompt must have been built
-    from ``context``. None where there is nothing to remember: the response failed, or was cancelled before
-    it said anything."""
+    from ``context``. None where there is nothing to remember: the response failed, was deleted, or was
+    cancelled before it said anything."""
+    if is_deleted(log):
+        return None
     read = read_verdict(job, log, detokenizer)
     if read is None:
         return None
@@ -95,7 +105,7 @@ def fold(
     if found.outcome == "failed" or (found.outcome == "cancelled" and not done.text):
         return None
     system, said = split_system(said_in(job))
-    turn = Turn(tuple((message.role, message.content) for message in said), done.text)
+    turn = Turn(tuple((message.role, message.content) for message in said), done.text, job.response)
     folded = Context(
         turns=(*context.turns, turn),
         system=context.system if system is None else system,
@@ -103,6 +113,7 @@ def fold(
         ids=(*job.prompt_ids, *log.ids[: done.exact]),
         tail=done.tail,
         session=context.session,
+        created_unix_ms=context.created_unix_ms or job.created_unix_ms,
     )
     while len(folded.turns) > rounds:
         folded = folded.without_oldest()

@@ -24,9 +24,10 @@ from broker.tail import ReplyTail
 from gateway import closer, meter, prompt
 from gateway.background import Background
 from gateway.catalog import Catalog, ModelCard
-from gateway.context import NOTHING
+from gateway.context import NOTHING, is_deleted
 from gateway.conversation import Conversations, Opened
 from gateway.ended import EndedResponses
+from gateway.erasure import Erased, erase
 from gateway.generation import Generation
 from gateway.in_flight import Accepted, Entry, InFlight
 from gateway.jobs import make_job, request_digest
@@ -79,7 +80,7 @@ class Pipeline:
             broker, self.gateway, config.gateway, self._background, on_ended=self._on_ended
         )
         self._tail = ReplyTail(broker, self.gateway, on_message=self._in_flight.feed)
-        self._conversations = Conversations(
+        self.conversations = Conversations(
             redis,
             broker,
             self._secret,
@@ -89,6 +90,7 @@ class Pipeline:
             is_live=self._in_flight.__contains__,
         )
         self._ended = EndedResponses()
+        self._erased = Erased(broker, on_erased=self._forget_kept, on_missed=self._ended.drop_all)
         self._submitting = 0
         self._keyed: dict[ResponseId, asyncio.Event] = {}  # being submitted under an idempotency key
         self._disowned = 0  # refused jobs that may be stored: with them, too, no more than max_responses
@@ -108,6 +110,7 @@ class Pipeline:
                 tasks.create_task(self._roster.run(), name="roster")
                 tasks.create_task(self._catalog.run(), name="catalog")
                 tasks.create_task(self._ended.run(), name="ended-responses")
+                tasks.create_task(self._erased.run(), name="erased-responses")
         finally:
             self._background.attach(None)
             await self._catalog.close()
@@ -214,7 +217,7 @@ class Pipeline:
     async def _open(self, generation: Generation, response: ResponseId) -> Live:
         settled = False  # the job may be stored, and then has the turn
         try:
-            opened = await self._conversations.open(generation, response)
+            opened = await self.conversations.open(generation, response)
             card, route = self._router.route(generation, opened.context)  # what is remembered counts, too
             check_token_ids(generation.sampling, card.vocab_size)
             tokenizer = await self._catalog.tokenizer(card)
@@ -246,7 +249,7 @@ class Pipeline:
             refused = isinstance(error, HeadraceError | ApiError) and not settled
             if generation.idempotency_key is None or refused or _is_known_not_stored(error):
                 self._background.spawn(
-                    self._conversations.abandon(generation, response), f"abandon {response}"
+                    self.conversations.abandon(generation, response), f"abandon {response}"
                 )
             raise
 
@@ -298,6 +301,8 @@ class Pipeline:
 
     def find(self, response: ResponseId, tenant: TenantId) -> Live | None:
         """A response in flight here, or ended a short while ago. None for another tenant's."""
+        if self._ended.is_dropped(response):
+            return None
         live = self._in_flight.find(response) or self._ended.find(response)
         return live if live is not None and live.tenant == tenant else None
 
@@ -330,14 +335,37 @@ class Pipeline:
         if live is not None and live.end is not None:
             return
         try:
-            job = live.job if live is not None else await find_job(self._broker, response)
-            if job is None or job.tenant != tenant:
-                raise _not_found(response)
+            job = live.job if live is not None else await self.find_request(response, tenant)
             if live is None and await self._is_over(job):
                 return
             await closer.close(self._broker, job, Closed(reason="cancelled"))
         except ApiError as error:
             raise _refused(error) from error
+
+    async def find_request(self, response: ResponseId, tenant: TenantId) -> Job:
+        """What was asked. Raises ``HeadraceError``: response_not_found, broker_unavailable."""
+        try:
+            job = await find_job(self._broker, response)
+        except ApiError as error:
+            raise _refused(error) from error
+        if job is None or job.tenant != tenant:
+            raise _not_found(response)
+        return job
+
+    async def delete(self, response: ResponseId, tenant: TenantId) -> None:
+        """It is cancelled if it runs, and then nobody finds it any more, at any gateway. Raises
+        ``HeadraceError``: response_not_found, broker_unavailable, context_unavailable."""
+        job = await self.find_request(response, tenant)
+        if job.presentation.store and job.presentation.api == "responses":
+            await self.conversations.forget_response(tenant, response)
+        try:
+            await erase(self._broker, job)
+        except ApiError as error:
+            raise _refused(error) from error
+        self._forget_kept(response)
+
+    def _forget_kept(self, response: ResponseId) -> None:
+        self._ended.drop(response, time.monotonic())
 
     async def _is_over(self, job: Job) -> bool:
         """Of another gateway's response; its log may have been deleted by its age."""
@@ -351,12 +379,13 @@ class Pipeline:
 
     def _on_ended(self, entry: Entry) -> None:
         live, accepted = entry.live, entry.accepted
-        self._ended.keep(live, time.monotonic())
+        if not is_deleted(live.log):
+            self._ended.keep(live, time.monotonic())
         if accepted is not None:
             assert live.end is not None
             accepted.meter.ended(live.end)
-            self._conversations.will_close(live.response_id)
-            closing = self._conversations.close(accepted.opened, live.job, live.log, accepted.tokenizer)
+            self.conversations.will_close(live.response_id)
+            closing = self.conversations.close(accepted.opened, live.job, live.log, accepted.tokenizer)
             self._background.spawn(closing, f"remember {live.response_id}")
 
 

@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
-from gateway.api import chat_completions, errors, ops, responses_http, simple_chat
+from gateway.api import chat_completions, conversations, errors, ops, responses_http, simple_chat
 from gateway.api.front import Front, caller_of
 from gateway.api.guard import Guard, Seats, is_loopback
 from gateway.api.http_request import ClientGone
@@ -51,6 +51,7 @@ def build(front: Front) -> ASGIApp:
         },
     )
     _responses(app, front)
+    _conversations(app, front)
     _chats(app, front)
     _ops(app, front)
     _page(app)
@@ -68,7 +69,7 @@ def _guarded(app: ASGIApp, front: Front) -> ASGIApp:
         inner = CORSMiddleware(
             inner,
             allow_origins=limits.allowed_origins,
-            allow_methods=("GET", "POST"),
+            allow_methods=("GET", "POST", "DELETE"),
             allow_headers=("*",),
             expose_headers=("retry-after", "x-request-id"),
         )
@@ -89,9 +90,31 @@ def _responses(app: FastAPI, front: Front) -> None:
     async def cancel_response(request: Request, response_id: str) -> Response:
         return await responses_http.cancel(front, request, response_id)
 
+    @app.delete("/v1/responses/{response_id}")
+    async def delete_response(request: Request, response_id: str) -> Response:
+        return await responses_http.delete(front, request, response_id)
+
+    @app.get("/v1/responses/{response_id}/input_items")
+    async def list_input_items(request: Request, response_id: str) -> Response:
+        return await responses_http.input_items(front, request, response_id)
+
     @app.websocket("/v1/responses")
     async def responses_socket(websocket: WebSocket) -> None:
         await _attend(front, websocket, ResponsesSession)
+
+
+def _conversations(app: FastAPI, front: Front) -> None:
+    @app.get("/v1/conversations/{name:path}/items")
+    async def list_items(request: Request, name: str) -> Response:
+        return await conversations.items(front, request, name)
+
+    @app.get("/v1/conversations/{name:path}")
+    async def retrieve_conversation(request: Request, name: str) -> Response:
+        return await conversations.retrieve(front, request, name)
+
+    @app.delete("/v1/conversations/{name:path}")
+    async def delete_conversation(request: Request, name: str) -> Response:
+        return await conversations.delete(front, request, name)
 
 
 def _chats(app: FastAPI, front: Front) -> None:

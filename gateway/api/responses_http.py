@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 import msgspec
 from starlette.datastructures import QueryParams
@@ -15,11 +16,14 @@ from gateway.api.errors import of_end
 from gateway.api.event_stream import EventStream
 from gateway.api.front import Front, caller_of
 from gateway.api.http_request import generate, headers_of, json_answer, read_object, until_ended
+from gateway.api.item_list import item, listed
 from gateway.api.parse_json import unknown_parameter
 from gateway.api.parse_responses import parse_create, to_generation
 from gateway.api.responses_events import Event, seen_tokens
-from gateway.api.responses_view import attach, events_of, snapshot
+from gateway.api.responses_view import attach, events_of, request_of, snapshot
 from gateway.api.responses_view import cancel as cancel_response
+from gateway.api.responses_view import delete as delete_response
+from gateway.context import said_in
 from gateway.generation import Ended, Update
 from gateway.live import Live
 from schemas.errors import HeadraceError
@@ -103,6 +107,29 @@ async def cancel(front: Front, request: Request, response_id: str) -> Response:
         live = await attach(front, caller, response_id)
         await until_ended(live)
         return json_answer(await snapshot(front, live), live)
+
+
+class Deleted(msgspec.Struct, frozen=True):
+    id: str
+    deleted: Literal[True] = True
+    object: Literal["response"] = "response"
+
+
+async def delete(front: Front, request: Request, response_id: str) -> Response:
+    """One that runs is cancelled."""
+    await delete_response(front, caller_of(request), response_id)
+    return Response(msgspec.json.encode(Deleted(response_id)), media_type="application/json")
+
+
+async def input_items(front: Front, request: Request, response_id: str) -> Response:
+    """What the request itself said: not its instructions, nor what its conversation remembered."""
+    job = await request_of(front, caller_of(request), response_id)
+    said = said_in(job)
+    if responses_object.head(job).echo.instructions:
+        said = said[1:]
+    answer = responses_object.item_id(job.response)
+    items = [item(f"{answer}_{n}", message.role, message.content) for n, message in enumerate(said)]
+    return listed(items, request.query_params)
 
 
 def _stream(front: Front, live: Live, *, after: int) -> Response:
