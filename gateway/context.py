@@ -115,8 +115,9 @@ def fold(
         session=context.session,
         created_unix_ms=context.created_unix_ms or job.created_unix_ms,
     )
-    while len(folded.turns) > rounds:
-        folded = folded.without_oldest()
+    if len(folded.turns) > rounds + rounds // 2:  # seldom, many at once: each time the ids are lost
+        while len(folded.turns) > rounds:
+            folded = folded.without_oldest()
     return folded
 
 
