@@ -99,6 +99,7 @@ async def test_one_turn_at_a_time(here: Edge) -> None:
 async def test_one_turn_at_a_time_over_two_gateways(here: Edge, config: Config, tmp_path: Path) -> None:
     async with edge(config, tmp_path) as other:
         await until(lambda: other.pipeline.ready()[0])
+        turn = ask("at once", conversation="c", min_tokens=40)
         outcomes = await asyncio.gather(
             *(
                 at.pipeline.submit(ask("at once", conversation="c", min_tokens=40))
