@@ -101,10 +101,7 @@ async def test_one_turn_at_a_time_over_two_gateways(here: Edge, config: Config, 
         await until(lambda: other.pipeline.ready()[0])
         turn = ask("at once", conversation="c", min_tokens=40)
         outcomes = await asyncio.gather(
-            *(
-                at.pipeline.submit(ask("at once", conversation="c", min_tokens=40))
-                for at in [here, other] * 3
-            ),
+            *(at.pipeline.submit(turn) for at in [here, other] * 3),
             return_exceptions=True,
         )
         (live,) = [outcome for outcome in outcomes if isinstance(outcome, Live)]
