@@ -132,7 +132,7 @@ def test_what_clients_see(
         body = response.json()
         assert body["model"] == body["routing"]["model"] == response.headers["x-headrace-model"] == "near"
         assert (body["routing"]["requested"], body["routing"]["by"]) == ("auto", "auto")
-        assert body["routing"]["reason"].startswith("far: round trip 0 ms above")  # so it was measured
+        assert body["routing"]["reason"].startswith("far: round trip ")  # so it was measured
         assert response.headers["x-headrace-route"] == f"auto; {body['routing']['reason']}"
         assert client.get(f"/v1/responses/{body['id']}").json()["routing"] == body["routing"]
         chat = {"model": "far", "messages": [{"role": "user", "content": "hi"}]}
