@@ -196,6 +196,18 @@ async def messages_since(
     return await _batch(broker, stream, msgspec.json.encode(query))
 
 
+class _Purged(msgspec.Struct, frozen=True):
+    purged: int = 0
+
+
+async def purge(broker: Broker, stream: str, subject_filter: str, *, before_seq: int | None = None) -> int:
+    """Delete what matches, all of it or what stands before a sequence; how many that were."""
+    query: dict[str, object] = {"filter": subject_filter}
+    if before_seq is not None:
+        query["seq"] = before_seq
+    return (await call(broker, f"STREAM.PURGE.{stream}", msgspec.json.encode(query), _Purged)).purged
+
+
 async def _batch(broker: Broker, stream: str, payload: bytes) -> tuple[list[StoredMessage], bool]:
     answers = await broker.request_many(f"{API}.DIRECT.GET.{stream}", payload, is_last=_ends_batch)
     end = answers.pop()

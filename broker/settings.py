@@ -14,7 +14,7 @@ from typing import Literal, get_args, get_origin
 
 import msgspec
 
-from schemas.config import Config
+from schemas.config import AUTO, Config
 
 PREFIX = "HEADRACE_"
 _NOT_SETTINGS = {"HEADRACE_CONFIG", "HEADRACE_CACHE_DIR", "HEADRACE_API_KEY"}
@@ -65,6 +65,11 @@ def read(path: Path | None, environ: Mapping[str, str]) -> Loaded:
 
 
 def _contradictions(config: Config) -> Iterator[str]:
+    yield from _too_short(config)
+    yield from _unroutable(config)
+
+
+def _too_short(config: Config) -> Iterator[str]:
     """What the broker must keep for as long as a response may run, and for as long again to resume it."""
     nats, deadline_s = config.nats, config.gateway.deadline_s
     if nats.replies_max_age_s < 2 * deadline_s:
@@ -77,6 +82,35 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"nats.jobs_max_age_s: {nats.jobs_max_age_s:g} is less than gateway.deadline_s "
             f"({deadline_s:g}): a job would go before its deadline; raise it, or lower gateway.deadline_s"
         )
+
+
+def _unroutable(config: Config) -> Iterator[str]:
+    """Names of routing that lead nowhere, or to two places."""
+    routing = config.routing
+    for alias, target in routing.aliases.items():
+        where = f"routing.aliases: {alias!r}"
+        if alias == AUTO:
+            yield f"{where} is the policy's own name: choose another alias"
+        elif target in routing.aliases:
+            yield f"{where} leads to the alias {target!r}: name a served model"
+        elif target == AUTO and not routing.auto:
+            yield f'{where} leads to "auto", and routing.auto has no candidates: add some'
+    if config.gateway.default_model == AUTO and not routing.auto:
+        yield 'gateway.default_model is "auto", and routing.auto has no candidates: add some'
+    for candidate in routing.auto:
+        if candidate.model == AUTO or candidate.model in routing.aliases:
+            yield f"routing.auto: {candidate.model!r} is not a served name: name the model itself"
+    if len(set(routing.auto)) < len(routing.auto):
+        yield "routing.auto: a candidate stands there twice: remove one"
+    for model, others in routing.fallback.items():
+        where = f"routing.fallback: {model!r}"
+        if model == AUTO or model in routing.aliases:
+            yield f"{where} is not a served name: name the model itself"
+        if not others or model in others or len(set(others)) < len(others):
+            yield f"{where}: list other models, each once"
+        for other in others:
+            if other == AUTO or other in routing.aliases:
+                yield f"{where}: {other!r} is not a served name: name the model itself"
 
 
 def key_types() -> dict[Key, object]:
@@ -144,8 +178,8 @@ class _Reader:
                 self.errors.append(f"{where}: unknown key{_closest(key, known)}")
                 return
             type_ = self.types[section, key]
-            if not strict and get_origin(type_) is tuple and isinstance(value, str):
-                value = [part.strip() for part in value.split(",") if part.strip()]
+            if not strict and isinstance(value, str):
+                value, strict = _from_variable(value, type_)
             try:
                 value = msgspec.convert(value, type_, strict=strict)
             except msgspec.ValidationError as error:
@@ -187,6 +221,17 @@ def _explain(error: msgspec.ValidationError, type_: object) -> str:
     if get_origin(type_) is Literal:
         return "Expected one of " + ", ".join(f'"{choice}"' for choice in get_args(type_))
     return str(error)
+
+
+def _from_variable(text: str, type_: object) -> tuple[object, bool]:
+    """A variable's text, and whether it has its type already: tables are written as in TOML, lists of simple
+    values also without brackets."""
+    kind = get_origin(type_)
+    if kind is dict or (kind is tuple and isinstance(get_args(type_)[0], msgspec.StructMeta)):
+        return _toml_value(text), True
+    if kind is tuple:
+        return [part.strip() for part in text.split(",") if part.strip()], False
+    return text, False
 
 
 def _toml_value(text: str) -> object:

@@ -5,6 +5,7 @@
     hr.live.…                                       the same messages, republished as they are stored
     hr.cancel.<response>                            core: look at your lease now
     hr.attend.<response>                            core: a client follows it, at the gateway of the payload
+    hr.erased.<response>                            core: it is deleted, forget what you keep of it
     hr.worker.<id>.ping                             core: are you there?
     hr.dead.<model>.<response>                      dead letters (stream DEAD)
 
@@ -93,6 +94,10 @@ def cancel(response: ResponseId) -> str:
 
 def attend(response: ResponseId) -> str:
     return f"hr.attend.{response}"
+
+
+def erased(response: ResponseId) -> str:
+    return f"hr.erased.{response}"
 
 
 def worker_ping(worker: WorkerId) -> str:

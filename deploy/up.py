@@ -40,10 +40,10 @@ class EngineMissing(Exception):
 
 @dataclass(frozen=True, slots=True)
 class UpOptions:
-    """None: as configured."""
+    """None, and no models: as configured. ``workers``: of each model."""
 
     engine: str | None
-    model: str | None
+    models: tuple[str, ...]
     port: int | None
     workers: int
     gateways: int
@@ -59,6 +59,7 @@ class Plan:
     environ: Mapping[str, str]
     url: str
     stages: tuple[tuple[Part, ...], ...]
+    models: tuple[str, ...]
 
 
 def make_plan(options: UpOptions, data_dir: DataDir) -> Plan:
@@ -76,11 +77,15 @@ def make_plan(options: UpOptions, data_dir: DataDir) -> Plan:
         "HEADRACE_REDIS__URL": f"redis://{LOOPBACK}:{ports.redis}/0",
     }
     servers = (nats_part(config, data_dir.path, ports.nats), redis_part(data_dir.path, ports.redis))
-    workers = [worker_part(config, n, port, environ) for n, port in enumerate(ports.workers, start=1)]
+    workers = [
+        worker_part(config, n, port, {**environ, **model})
+        for n, (port, model) in enumerate(zip(ports.workers, _models(options), strict=True), start=1)
+    ]
     gateways = [gateway_part(config, n, port, environ) for n, port in enumerate(ports.gateways, start=1)]
     scheme = "https" if config.gateway.tls_cert else "http"
     url = f"{scheme}://{reachable_host(config.gateway.host)}:{ports.gateways[0]}"
-    return Plan(config, environ, url, (servers, (*workers, *gateways)))
+    models = tuple(dict.fromkeys(options.models)) or (config.worker.model,)
+    return Plan(config, environ, url, (servers, (*workers, *gateways)), models)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +111,15 @@ def _choose_ports(config: Config, options: UpOptions) -> _ChosenPorts:
     return _ChosenPorts(
         nats=ports.at_or_above(LOOPBACK, nats),
         redis=ports.at_or_above(LOOPBACK, redis),
-        workers=[ports.at_or_above(LOOPBACK, above) for _ in range(options.workers)],
+        workers=[ports.at_or_above(LOOPBACK, above) for _ in _models(options)],
         gateways=gateways,
     )
+
+
+def _models(options: UpOptions) -> list[dict[str, str]]:
+    """Each worker's model, as variables; nothing where it is as configured."""
+    one_each = [{"HEADRACE_WORKER__MODEL": name, "HEADRACE_SIM__NAME": name} for name in options.models]
+    return (one_each or [{}]) * options.workers
 
 
 def _overrides(options: UpOptions) -> dict[str, str]:
@@ -123,9 +134,6 @@ def _overrides(options: UpOptions) -> dict[str, str]:
         environ["HEADRACE_CONFIG"] = str(options.config_file.absolute())
     if options.engine is not None:
         environ["HEADRACE_WORKER__ENGINE"] = options.engine
-    if options.model is not None:
-        environ["HEADRACE_WORKER__MODEL"] = options.model
-        environ["HEADRACE_SIM__NAME"] = options.model
     if options.port is not None:
         environ["HEADRACE_GATEWAY__PORT"] = str(options.port)
     return environ
@@ -160,7 +168,7 @@ class _Up:
             if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # nohup means it
                 loop.add_signal_handler(signum, self._ask_to_stop)
         if self._plan.config.worker.engine == "vllm":
-            status = await self._fetch_model()
+            status = await self._fetch_models()
             if status != 0 or self._stop_asked:
                 return 0 if self._stop_asked else status
         with self._table:
@@ -172,14 +180,18 @@ class _Up:
         self._progress.line("Everything has stopped.")
         return 0
 
-    async def _fetch_model(self) -> int:
+    async def _fetch_models(self) -> int:
         """In a process of its own: the supervisor never loads an engine. Its exit code."""
-        argv = headrace_argv("model", "fetch", self._plan.config.worker.model)
-        self._fetching = await ChildProcess.start(argv, self._plan.environ, None)
-        try:
-            return await self._fetching.wait()
-        finally:
-            self._fetching = None
+        for model in self._plan.models:
+            argv = headrace_argv("model", "fetch", model)
+            self._fetching = await ChildProcess.start(argv, self._plan.environ, None)
+            try:
+                status = await self._fetching.wait()
+            finally:
+                self._fetching = None
+            if status != 0 or self._stop_asked:
+                return status
+        return 0
 
     def _ask_to_stop(self) -> None:
         self._stop_asked = True

@@ -111,19 +111,24 @@ class Catalog:
         loading = self._loading.get(card.tokenizer)
         return loading is not None and loading.task.done() and loading.failure is None
 
+    def serving(self, name: str) -> ModelCard | None:
+        """The model of this name or token that has a worker now; of two revisions, the newer."""
+        found = [card for card in self.models() if name in (card.name, card.token)]
+        return max(found, key=lambda card: card.created_unix_ms, default=None)
+
     def resolve(self, name: str) -> ModelCard:
         """``name``: a served name or a model token; empty for the default. Raises ``HeadraceError``:
         model_not_found, no_worker; that also of any name while no worker was seen yet: a gateway that has
         just begun does not know what there is."""
-        alive = self.models()
         wanted = name or self._default
+        card = self.serving(wanted)
+        alive = self.models()
         if not wanted:
             if not alive:
                 raise HeadraceError("no_worker", "No model is being served right now: try again.")
             return alive[0]
-        found = [card for card in alive if wanted in (card.name, card.token)]
-        if found:
-            return max(found, key=lambda card: card.created_unix_ms)  # of two revisions, the newer
+        if card is not None:
+            return card
         if any(wanted in (card.name, card.token) for card in self._known.values()):
             raise HeadraceError("no_worker", f"No worker serves {wanted!r} right now: try again.")
         if not self._known or not (alive or name):

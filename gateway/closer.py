@@ -27,7 +27,7 @@ LATEST_S = 60.0  # past the deadline by so much, nobody needs it any more
 async def close(broker: Broker, job: Job, closed: Closed) -> None:
     """Raises ``HeadraceError(broker_unavailable)``: it may or may not be stored."""
     await ReplyLog(broker, job.gateway, job.response, job.session).close(closed)
-    await _hint(broker, job.response)
+    await hint(broker, job.response)
 
 
 async def close_surely(broker: Broker, job: Job, closed: Closed, needed: Callable[[], bool]) -> None:
@@ -51,7 +51,7 @@ def is_of_use(job: Job) -> bool:
     return time.time() < job.deadline_unix_ms / 1000 + LATEST_S
 
 
-async def _hint(broker: Broker, response: ResponseId) -> None:
+async def hint(broker: Broker, response: ResponseId) -> None:
     """Tell the worker at once; without it, it finds out at its next look at the lease."""
     try:
         await broker.nc.publish(subjects.cancel(response), b"")

@@ -14,13 +14,14 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 
 from broker.settings import ConfigError
 from gateway.api.errors import http_answer
 from gateway.auth.shown import address_of_host, is_loopback_host
+from gateway.round_trip import MeasuredHttp
 from schemas.config import Gateway
 from schemas.errors import HeadraceError
 
@@ -114,7 +115,7 @@ def websocket_protocol(limits: Gateway) -> type[asyncio.Protocol]:
     return WebSocket
 
 
-class BoundedHttp(HttpToolsProtocol):
+class BoundedHttp(MeasuredHttp):
     def __init__(self, limits: Gateway, open_connections: OpenConnections, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._limits = limits

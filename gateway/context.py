@@ -16,15 +16,22 @@ from gateway.output.pieces import Call, Said, Thought
 from gateway.text import Completion, Detokenizer, complete
 from schemas.ids import ModelToken, ResponseId, call_id
 from schemas.job import Job
+from schemas.reply import DELETED, Closed
 
 
 class Turn(msgspec.Struct, frozen=True, array_like=True):
     """One round: what was said to the assistant, as (role, content) where that is all, and its answer as the
-    model wrote it. ``shown``: the answer's reasoning, words and calls, where it was more than words."""
+    model wrote it. ``shown``: the answer's reasoning, words and calls, where it was more than words.
+    ``response``: the answer's id."""
 
     said: tuple[tuple[str, str] | ChatMessage, ...]
     answer: str
     shown: ChatMessage | None = None
+    response: ResponseId = ResponseId("")
+
+    def messages(self) -> list[ChatMessage]:
+        """What was said, and the answer."""
+        return [*map(_message, self.said), self.shown or ChatMessage("assistant", self.answer)]
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -40,17 +47,20 @@ class Context(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tail: str = ""
     session: str = ""
     rendering: str = ""
+    created_unix_ms: int = 0  # of its first turn
 
     def messages(self) -> list[ChatMessage]:
         """The whole conversation, system message first."""
         messages = [ChatMessage("system", self.system)] if self.system is not None else []
         for turn in self.turns:
-            messages += [_message(said) for said in turn.said]
-            messages.append(turn.shown or ChatMessage("assistant", turn.answer))
+            messages += turn.messages()
         return messages
 
     def without_oldest(self) -> Context:
         return msgspec.structs.replace(self, turns=self.turns[1:], ids=(), tail="")
+
+
+NOTHING = Context()
 
 
 def split_system(messages: tuple[ChatMessage, ...]) -> tuple[str | None, tuple[ChatMessage, ...]]:
@@ -95,7 +105,7 @@ def _turn(job: Job, said: tuple[ChatMessage, ...], answer: str) -> tuple[Turn, b
     schema made it write calls in another way than its own, nor where a call was dropped."""
     shape, pairs = job.presentation.shape, tuple(map(_pair, said))
     if shape is None:
-        return Turn(pairs, answer), True
+        return Turn(pairs, answer, response=job.response), True
     items, dropped = read_whole(shape, answer)
     shown = ChatMessage(
         "assistant",
@@ -108,7 +118,12 @@ def _turn(job: Job, said: tuple[ChatMessage, ...], answer: str) -> tuple[Turn, b
         reasoning="".join(item.text for item in items if isinstance(item, Thought)),
     )
     native = not dropped and shape.tool_format not in ("list", "arguments")
-    return Turn(pairs, answer, None if _is_plain(shown) else shown), native
+    return Turn(pairs, answer, None if _is_plain(shown) else shown, job.response), native
+
+
+def is_deleted(log: LogReader) -> bool:
+    """Its client has deleted the response while it was running."""
+    return log.end is not None and isinstance(log.end.message, Closed) and log.end.message.code == DELETED
 
 
 def read_verdict(job: Job, log: LogReader, detokenizer: Detokenizer) -> tuple[Completion, Verdict] | None:
@@ -125,8 +140,10 @@ def fold(
     context: Context, job: Job, log: LogReader, detokenizer: Detokenizer, *, rounds: int
 ) -> Context | None:
     """The context with the job's turn, whichever gateway folds it; the job's prompt must have been built
-    from ``context``. None where there is nothing to remember: the response failed, or was cancelled before
-    it said anything."""
+    from ``context``. None where there is nothing to remember: the response failed, was deleted, or was
+    cancelled before it said anything."""
+    if is_deleted(log):
+        return None
     read = read_verdict(job, log, detokenizer)
     if read is None:
         return None
@@ -143,9 +160,11 @@ def fold(
         tail=done.tail if native else "",
         session=context.session,
         rendering=job.presentation.rendering,
+        created_unix_ms=context.created_unix_ms or job.created_unix_ms,
     )
-    while len(folded.turns) > rounds:
-        folded = folded.without_oldest()
+    if len(folded.turns) > rounds + rounds // 2:  # seldom, many at once: each time the ids are lost
+        while len(folded.turns) > rounds:
+            folded = folded.without_oldest()
     return folded
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
@@ -49,6 +50,7 @@ if ARGV[4] ~= '' then redis.call('SET', KEYS[2], ARGV[4], 'EX', ARGV[5]) else re
 return 1
 """
 
+_CLIENTS = "conversation:"  # before the names that clients give
 _decoder = msgspec.msgpack.Decoder(Context)
 _encoder = msgspec.msgpack.Encoder()
 
@@ -135,7 +137,7 @@ class Conversations:
                 await self._fold(self._key(opened.tenant, opened.claimed), opened.response, folded, "")
             if by_id and folded is not None:
                 key = self._key_of_response(opened.tenant, opened.response)
-                await self._redis.set(key, _encoder.encode(folded), ex=self._ttl_s)
+                await self._redis.set(key, _encoder.encode(folded), ex=self._ttl_s, nx=True)  # not if erased
             self._answered()
         except RedisError as error:
             self._failed(error)
@@ -154,6 +156,37 @@ class Conversations:
             await self._fold(self._key(generation.tenant, name), response, None, "")
         except RedisError as error:
             self._failed(error)
+
+    # -- at the client's wish -----------------------------------------------------------------------
+
+    async def recall(self, tenant: TenantId, name: str) -> Context | None:
+        """What is remembered under the name that clients give. Raises ``context_unavailable``."""
+        with self._or_unavailable():
+            return _decode(cast("bytes | None", await self._redis.get(self._key(tenant, _CLIENTS + name))))
+
+    async def forget(self, tenant: TenantId, name: str) -> bool:
+        """A turn that is in flight goes on and will not be remembered. False: there was nothing. Raises
+        ``HeadraceError(context_unavailable)``."""
+        key = self._key(tenant, _CLIENTS + name)
+        with self._or_unavailable():
+            return bool(await self._redis.delete(key, _claim_key(key)))
+
+    async def forget_response(self, tenant: TenantId, response: ResponseId) -> None:
+        """Nothing can continue it any more, though its gateway may be about to store its context. Raises
+        ``HeadraceError(context_unavailable)``."""
+        with self._or_unavailable():
+            await self._redis.set(self._key_of_response(tenant, response), b"", ex=self._claim_ttl_s)
+
+    @contextmanager
+    def _or_unavailable(self) -> Iterator[None]:
+        try:
+            yield
+        except RedisError as error:
+            self._failed(error)
+            raise HeadraceError(
+                "context_unavailable", "What is remembered cannot be reached right now: try again."
+            ) from error
+        self._answered()
 
     # -- by name ------------------------------------------------------------------------------------
 
@@ -304,7 +337,7 @@ def _name_of(generation: Generation) -> str | None:
     name = generation.conversation
     if name is None or generation.previous_response_id is not None:
         return None
-    return f"{'simple' if generation.api == 'simple' else 'conversation'}:{name}"
+    return f"simple:{name}" if generation.api == "simple" else _CLIENTS + name
 
 
 def _claim_key(key: str) -> str:
@@ -312,7 +345,7 @@ def _claim_key(key: str) -> str:
 
 
 def _decode(stored: bytes | None) -> Context | None:
-    if stored is None:
+    if not stored:  # none, or what an erased response left
         return None
     try:
         return _decoder.decode(stored)

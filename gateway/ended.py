@@ -16,6 +16,7 @@ from schemas.ids import ResponseId
 
 KEEP_S = 300.0
 MAX_RESPONSES = 1000
+MAX_DROPPED = 100_000
 MAX_BYTES = 256 << 20  # in all, as ``Live.kept_bytes`` estimates it; most responses take a few KiB
 FORGET_EVERY_S = 10.0
 
@@ -29,6 +30,7 @@ class _Kept(NamedTuple):
 class EndedResponses:
     def __init__(self, *, max_bytes: int = MAX_BYTES) -> None:
         self._kept: OrderedDict[ResponseId, _Kept] = OrderedDict()  # the oldest first
+        self._dropped: OrderedDict[ResponseId, float] = OrderedDict()  # since when; the oldest first
         self._max_bytes = max_bytes
         self._bytes = 0
 
@@ -43,6 +45,8 @@ class EndedResponses:
 
     def keep(self, live: Live, now_s: float) -> None:
         """What of it is still of use. One that is larger than all of the room is not kept."""
+        if live.response_id in self._dropped:
+            return
         kept = live.for_keeping()
         size_bytes = kept.kept_bytes
         self._kept[live.response_id] = _Kept(kept, now_s, size_bytes)
@@ -53,9 +57,28 @@ class EndedResponses:
         kept = self._kept.get(response)
         return None if kept is None else kept.live
 
+    def drop(self, response: ResponseId, now_s: float) -> None:
+        """It does not exist any more: also not where it ends here only now."""
+        if (kept := self._kept.pop(response, None)) is not None:
+            self._bytes -= kept.size_bytes
+        self._dropped[response] = now_s
+        self.forget(now_s)
+
+    def is_dropped(self, response: ResponseId) -> bool:
+        return response in self._dropped
+
+    def drop_all(self) -> None:
+        """What is kept may not exist any more; what does can be read again from its log."""
+        self._kept.clear()
+        self._bytes = 0
+
     def forget(self, now_s: float) -> None:
         while self._kept and self._is_one_too_many(now_s):
             self._bytes -= self._kept.popitem(last=False)[1].size_bytes
+        while self._dropped and (
+            len(self._dropped) > MAX_DROPPED or next(iter(self._dropped.values())) < now_s - KEEP_S
+        ):
+            self._dropped.popitem(last=False)
 
     def _is_one_too_many(self, now_s: float) -> bool:
         oldest = next(iter(self._kept.values()))

@@ -95,6 +95,7 @@ class Generation:
     idempotency_key: str | None = None
     traceparent: str | None = None
     quota: Quota = UNLIMITED
+    rtt_ms: float | None = None  # to the client, measured
     received_unix_ms: float = 0.0  # when the request's bytes were here; edge time counts from it
 
 

@@ -16,7 +16,7 @@ from gateway.conversation import Opened
 from gateway.generation import Generation
 from gateway.prompt import Prompt
 from schemas.ids import GatewayId, cache_salt, session_token
-from schemas.job import Job, Presentation
+from schemas.job import Job, Presentation, Route
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -24,6 +24,7 @@ _encoder = msgspec.msgpack.Encoder()
 def make_job(
     generation: Generation,
     card: ModelCard,
+    route: Route,
     opened: Opened,
     prompt: Prompt,
     *,
@@ -41,7 +42,7 @@ def make_job(
         session=session_token(secret, generation.tenant, opened.context.session or opened.response),
         gateway=gateway,
         model=card.token,
-        model_name=generation.model or card.name,
+        model_name=card.name,
         priority=generation.priority,
         prompt_ids=prompt.ids,
         sampling=prompt.sampling,
@@ -58,6 +59,7 @@ def make_job(
             memory=opened.memory,
             shape=prompt.shape,
             rendering=rendering(generation),
+            route=route,
         ),
         created_unix_ms=now_unix_ms,
         deadline_unix_ms=now_unix_ms + int(deadline_s * 1000),

@@ -26,13 +26,17 @@ from gateway.abilities import check_abilities
 from gateway.background import Background
 from gateway.calling import settle
 from gateway.catalog import Catalog, ModelCard
+from gateway.context import NOTHING, is_deleted
 from gateway.conversation import Conversations, Opened
 from gateway.ended import EndedResponses
+from gateway.erasure import Erased, erase
 from gateway.generation import Generation
 from gateway.in_flight import Accepted, Entry, InFlight
 from gateway.jobs import make_job, request_digest
 from gateway.live import Live
 from gateway.meter import Meter
+from gateway.router import Offer, Router
+from gateway.routing import queue_of_card
 from gateway.tokenizer import ChatTokenizer
 from schemas.config import Config
 from schemas.errors import HeadraceError
@@ -66,12 +70,18 @@ class Pipeline:
         self._secret = (config.security.secret or secrets.token_hex(32)).encode()
         self._roster = Roster(broker)
         self._catalog = Catalog(broker, self._roster, default_model=config.gateway.default_model)
+        self._router = Router(
+            self._catalog,
+            config.routing,
+            default_model=config.gateway.default_model,
+            queue_ms=queue_of_card,
+        )
         self._background = Background()
         self._in_flight = InFlight(
             broker, self.gateway, config.gateway, self._background, on_ended=self._on_ended
         )
         self._tail = ReplyTail(broker, self.gateway, on_message=self._in_flight.feed)
-        self._conversations = Conversations(
+        self.conversations = Conversations(
             redis,
             broker,
             self._secret,
@@ -81,6 +91,7 @@ class Pipeline:
             is_live=self._in_flight.__contains__,
         )
         self._ended = EndedResponses()
+        self._erased = Erased(broker, on_erased=self._forget_kept, on_missed=self._ended.drop_all)
         self._submitting = 0
         self._keyed: dict[ResponseId, asyncio.Event] = {}  # being submitted under an idempotency key
         self._disowned = 0  # refused jobs that may be stored: with them, too, no more than max_responses
@@ -100,6 +111,7 @@ class Pipeline:
                 tasks.create_task(self._roster.run(), name="roster")
                 tasks.create_task(self._catalog.run(), name="catalog")
                 tasks.create_task(self._ended.run(), name="ended-responses")
+                tasks.create_task(self._erased.run(), name="erased-responses")
         finally:
             self._background.attach(None)
             await self._catalog.close()
@@ -122,6 +134,10 @@ class Pipeline:
 
     def models(self) -> list[ModelCard]:
         return self._catalog.models()
+
+    def offers(self) -> list[Offer]:
+        """The names that a request may give for a model."""
+        return self._router.offers()
 
     @property
     def quiet(self) -> bool:
@@ -189,13 +205,9 @@ class Pipeline:
         model = ""
         try:
             self._admit()
-            card = self._catalog.resolve(generation.model)
+            card, _ = self._router.route(generation, NOTHING)
             model = card.name
-            check_abilities(generation, card)
-            tokenizer = await self._catalog.tokenizer(card)
-            form = self._limits.tool_formats.get(card.name, "")
-            generation = settle(generation, tokenizer.manner, form, can_force=card.structured_output)
-            return await self._open(generation, response, card, tokenizer)
+            return await self._open(generation, response)
         except HeadraceError:
             meter.refused(model)
             raise
@@ -211,19 +223,22 @@ class Pipeline:
         if self._in_flight.accepted + self._disowned + self._submitting > self._limits.max_responses:
             raise HeadraceError("queue_full", "This gateway has all the responses it takes: try again later.")
 
-    async def _open(
-        self, generation: Generation, response: ResponseId, card: ModelCard, tokenizer: ChatTokenizer
-    ) -> Live:
+    async def _open(self, generation: Generation, response: ResponseId) -> Live:
         settled = False  # the job may be stored, and then has the turn
         opened: Opened | None = None
         try:
-            opened = await self._conversations.open(generation, response)
+            opened = await self.conversations.open(generation, response)
+            card, route = self._router.route(generation, opened.context)  # what is remembered counts, too
+            check_abilities(generation, card)
+            tokenizer = await self._catalog.tokenizer(card)
+            form = self._limits.tool_formats.get(card.name, "")
+            asked = settle(generation, tokenizer.manner, form, can_force=card.structured_output)
             built = await asyncio.to_thread(
                 prompt.build,
                 tokenizer,
                 card.token,
                 card.max_model_len,
-                generation,
+                asked,
                 opened.context,
                 default_max_tokens=self._limits.default_max_tokens,
             )
@@ -231,6 +246,7 @@ class Pipeline:
             job = make_job(
                 generation,
                 card,
+                route,
                 opened,
                 built,
                 gateway=self.gateway,
@@ -246,7 +262,7 @@ class Pipeline:
             over = isinstance(error, _NotFirst) and opened is not None and opened.is_new
             if generation.idempotency_key is None or refused or over or _is_known_not_stored(error):
                 self._background.spawn(
-                    self._conversations.abandon(generation, response), f"abandon {response}"
+                    self.conversations.abandon(generation, response), f"abandon {response}"
                 )
             raise
 
@@ -299,6 +315,8 @@ class Pipeline:
 
     def find(self, response: ResponseId, tenant: TenantId) -> Live | None:
         """A response in flight here, or ended a short while ago. None for another tenant's."""
+        if self._ended.is_dropped(response):
+            return None
         live = self._in_flight.find(response) or self._ended.find(response)
         return live if live is not None and live.tenant == tenant else None
 
@@ -331,14 +349,37 @@ class Pipeline:
         if live is not None and live.end is not None:
             return
         try:
-            job = live.job if live is not None else await find_job(self._broker, response)
-            if job is None or job.tenant != tenant:
-                raise _not_found(response)
+            job = live.job if live is not None else await self.find_request(response, tenant)
             if live is None and await self._is_over(job):
                 return
             await closer.close(self._broker, job, Closed(reason="cancelled"))
         except ApiError as error:
             raise _refused(error) from error
+
+    async def find_request(self, response: ResponseId, tenant: TenantId) -> Job:
+        """What was asked. Raises ``HeadraceError``: response_not_found, broker_unavailable."""
+        try:
+            job = await find_job(self._broker, response)
+        except ApiError as error:
+            raise _refused(error) from error
+        if job is None or job.tenant != tenant:
+            raise _not_found(response)
+        return job
+
+    async def delete(self, response: ResponseId, tenant: TenantId) -> None:
+        """It is cancelled if it runs, and then nobody finds it any more, at any gateway. Raises
+        ``HeadraceError``: response_not_found, broker_unavailable, context_unavailable."""
+        job = await self.find_request(response, tenant)
+        if job.presentation.store and job.presentation.api == "responses":
+            await self.conversations.forget_response(tenant, response)
+        try:
+            await erase(self._broker, job)
+        except ApiError as error:
+            raise _refused(error) from error
+        self._forget_kept(response)
+
+    def _forget_kept(self, response: ResponseId) -> None:
+        self._ended.drop(response, time.monotonic())
 
     async def _is_over(self, job: Job) -> bool:
         """Of another gateway's response; its log may have been deleted by its age."""
@@ -352,12 +393,13 @@ class Pipeline:
 
     def _on_ended(self, entry: Entry) -> None:
         live, accepted = entry.live, entry.accepted
-        self._ended.keep(live, time.monotonic())
+        if not is_deleted(live.log):
+            self._ended.keep(live, time.monotonic())
         if accepted is not None:
             assert live.end is not None
             accepted.meter.ended(live.end)
-            self._conversations.will_close(live.response_id)
-            closing = self._conversations.close(accepted.opened, live.job, live.log, accepted.tokenizer)
+            self.conversations.will_close(live.response_id)
+            closing = self.conversations.close(accepted.opened, live.job, live.log, accepted.tokenizer)
             self._background.spawn(closing, f"remember {live.response_id}")
 
 

@@ -23,6 +23,10 @@ from schemas.sampling import Sampling
 
 Render = Callable[[list[ChatMessage]], str]
 
+# What a prompt takes of its room after rounds were dropped. Each drop costs the prefix cache: the next turns
+# shall extend the ids again.
+FILLED = 0.75
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -44,14 +48,16 @@ def build(
     *,
     default_max_tokens: int,
 ) -> Prompt:
-    """Oldest rounds of the context are dropped whole while the prompt does not fit. Raises ``HeadraceError``:
+    """Oldest rounds of the context are dropped whole where the prompt does not fit. Raises ``HeadraceError``:
     context_length_exceeded, and invalid_request where the template refuses."""
-    wanted = room_wanted(generation, max_model_len, default_max_tokens)
-    while True:
-        ids, text = _encode(tokenizer, model, generation, context)
-        if len(ids) + wanted <= max_model_len or not context.turns:
-            break
-        context = context.without_oldest()
+    room = max_model_len - room_wanted(generation, max_model_len, default_max_tokens)
+    ids, text = _encode(tokenizer, model, generation, context)
+    if len(ids) > room:
+        while context.turns and len(ids) > room * FILLED:
+            if len(ids) <= room and len(context.turns) == 1:
+                break  # to forget the last round would make room for nothing better
+            context = context.without_oldest()
+            ids, text = _encode(tokenizer, model, generation, context)
     sampling = fit(generation, len(ids), max_model_len, default_max_tokens)
     return Prompt(tuple(ids), sampling, context, _shape(generation, text))
 

@@ -18,6 +18,8 @@ Origin = Annotated[str, Meta(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s]+)\Z")]  #
 Network = Annotated[str, Meta(pattern=r"^[0-9A-Fa-f.:]+(/\d{1,3})?\Z")]  # an address, or addresses as CIDR
 Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
+AUTO = "auto"  # the model that the routing policy chooses
+ModelName = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -103,6 +105,25 @@ class Auth(_Section, frozen=True):
     open_metrics: bool = False  # /metrics to everyone, not only to this machine
 
 
+class Candidate(_Section, frozen=True):
+    """A model for ``model: "auto"``, and up to where it is taken. None: no limit."""
+
+    model: ModelName  # a served name
+    max_queue_ms: Annotated[float, Meta(ge=0)] | None = None
+    max_prompt_tokens: Positive | None = None  # estimated by characters
+    max_rtt_ms: Annotated[float, Meta(gt=0)] | None = None
+
+
+class Routing(_Section, frozen=True):
+    """Which model answers; ``gateway/ROUTING.md``. ``aliases``: another name to a served one, or to "auto".
+    ``auto``: the policy, in order of preference. ``fallback``: a served name to those that stand in for it
+    while no worker serves it."""
+
+    aliases: dict[ModelName, ModelName] = {}
+    auto: tuple[Candidate, ...] = ()
+    fallback: dict[ModelName, tuple[ModelName, ...]] = {}
+
+
 class Worker(_Section, frozen=True):
     engine: Literal["vllm", "sim"] = "vllm"
     model: str = "smollm2"  # hub id, local folder, or the name of a model made by `headrace model fetch`
@@ -149,6 +170,7 @@ class Config(_Section, frozen=True):
     security: Security = Security()
     gateway: Gateway = Gateway()
     auth: Auth = Auth()
+    routing: Routing = Routing()
     worker: Worker = Worker()
     sim: Sim = Sim()
     vllm: dict[str, Any] = {}

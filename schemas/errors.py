@@ -56,6 +56,7 @@ ERRORS: dict[str, ErrorSpec] = {
     "model_not_found": ErrorSpec(_BAD, 404, _C),
     "response_not_found": ErrorSpec(_BAD, 404, _C),
     "previous_response_not_found": ErrorSpec(_BAD, 400, _C),
+    "conversation_not_found": ErrorSpec(_BAD, 404, _C),
     "conversation_busy": ErrorSpec(_BAD, 409, _C),
     "idempotency_conflict": ErrorSpec(_BAD, 409, _C),
     "not_found": ErrorSpec(_BAD, 404, _C),

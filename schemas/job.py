@@ -64,6 +64,15 @@ class OutputShape(msgspec.Struct, frozen=True, omit_defaults=True):
     one_call: bool = False
 
 
+class Route(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the job came to its model. ``requested``: the model that the client named, empty for none.
+    ``by``: name, default, alias, auto or fallback; ``reason``: for people."""
+
+    requested: str = ""
+    by: str = "name"
+    reason: str = ""
+
+
 class Presentation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What any gateway needs to show this response exactly as the first one would.
 
@@ -75,6 +84,7 @@ class Presentation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     ``said`` is that, where messages are more than role and content.
     ``memory``: whether the conversation was remembered when the job was made. ``shape``: None where the
     completion is nothing but text. ``rendering``: of the tools and options that the chat template was given.
+    ``route``: None in jobs of versions that did not tell.
     """
 
     api: Literal["responses", "chat", "completions", "simple"]
@@ -89,6 +99,7 @@ class Presentation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     said: tuple[Message, ...] = ()
     shape: OutputShape | None = None
     rendering: str = ""
+    route: Route | None = None
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag="job"):
@@ -101,7 +112,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_fie
     session: Annotated[SessionToken, Meta(pattern=TOKEN_PATTERN)]
     gateway: Annotated[GatewayId, Meta(pattern=TOKEN_PATTERN)]  # whose reply prefix the log stands under
     model: Annotated[ModelToken, Meta(pattern=TOKEN_PATTERN)]
-    model_name: str  # as the client asked for it
+    model_name: str  # as it is served; what the client asked for is in ``presentation.route``
     priority: Priority = "interactive"
     lane: Lane = "fair"
     prompt_ids: tuple[Vocab, ...]

@@ -16,6 +16,9 @@ FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 CloseReason = Literal["cancelled", "deadline", "stop", "refused", "completed"]
 
 
+DELETED = "deleted"  # code of the Closed of a response that its client has deleted
+
+
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     """Log probabilities at one position: of the chosen token, and of the top alternatives by id."""
 

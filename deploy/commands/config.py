@@ -7,6 +7,7 @@ import os
 import re
 
 import click
+import msgspec
 
 from broker import settings
 from deploy.commands.group import CommandError, Invocation
@@ -47,4 +48,4 @@ def masked(key: str, value: object) -> str:
             value = "****"
         if key == "url" or "://" in value:
             value = settings.masked_urls(value)
-    return json.dumps(value, ensure_ascii=False, default=str)
+    return json.dumps(value, ensure_ascii=False, default=msgspec.to_builtins)

@@ -12,8 +12,13 @@ from deploy.commands.group import CommandError, Invocation
 
 @click.command()
 @click.option("--engine", type=click.Choice(["vllm", "sim"]), help="Real inference, or simulated.")
-@click.option("--model", help="Hub id, local folder, or a name that `headrace model fetch` knows.")
-@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    help="Hub id, local folder, or a name that `headrace model fetch` knows; may be given several times.",
+)
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Of each model.")
 @click.option("--gateways", type=click.IntRange(1, 64), default=1, show_default=True)
 @click.option("--port", type=click.IntRange(0, 65535), help="Of the first gateway; 0: any free one.")
 @click.option(
@@ -27,7 +32,7 @@ from deploy.commands.group import CommandError, Invocation
 def command(
     invocation: Invocation,
     engine: str | None,
-    model: str | None,
+    models: tuple[str, ...],
     workers: int,
     gateways: int,
     port: int | None,
@@ -43,7 +48,7 @@ def command(
     from deploy.parts import ProgramMissing
     from deploy.ports import PortTaken
 
-    options = up.UpOptions(engine, model, port, workers, gateways, data_dir, invocation.config_file)
+    options = up.UpOptions(engine, models, port, workers, gateways, data_dir, invocation.config_file)
     try:
         status = up.run(options)
     except PortTaken as error:

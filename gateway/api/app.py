@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 from gateway.api import (
     chat_completions,
     completions,
+    conversations,
     errors,
     openapi,
     ops,
@@ -54,6 +55,7 @@ def build(front: Front, door: Door | None = None) -> ASGIApp:
         },
     )
     _responses(app, front)
+    _conversations(app, front)
     _chats(app, front)
     _tokens(app, front, door)
     _ops(app, front)
@@ -74,7 +76,7 @@ def _guarded(app: ASGIApp, front: Front, door: Door | None) -> ASGIApp:
         inner = CORSMiddleware(
             inner,
             allow_origins=limits.allowed_origins,
-            allow_methods=("GET", "POST"),
+            allow_methods=("GET", "POST", "DELETE"),
             allow_headers=("*",),
             expose_headers=("retry-after", "x-request-id"),
         )
@@ -95,9 +97,31 @@ def _responses(app: FastAPI, front: Front) -> None:
     async def cancel_response(request: Request, response_id: str) -> Response:
         return await responses_http.cancel(front, request, response_id)
 
+    @app.delete("/v1/responses/{response_id}")
+    async def delete_response(request: Request, response_id: str) -> Response:
+        return await responses_http.delete(front, request, response_id)
+
+    @app.get("/v1/responses/{response_id}/input_items")
+    async def list_input_items(request: Request, response_id: str) -> Response:
+        return await responses_http.input_items(front, request, response_id)
+
     @app.websocket("/v1/responses")
     async def responses_socket(websocket: WebSocket) -> None:
         await _attend(front, websocket, ResponsesSession)
+
+
+def _conversations(app: FastAPI, front: Front) -> None:
+    @app.get("/v1/conversations/{name:path}/items")
+    async def list_items(request: Request, name: str) -> Response:
+        return await conversations.items(front, request, name)
+
+    @app.get("/v1/conversations/{name:path}")
+    async def retrieve_conversation(request: Request, name: str) -> Response:
+        return await conversations.retrieve(front, request, name)
+
+    @app.delete("/v1/conversations/{name:path}")
+    async def delete_conversation(request: Request, name: str) -> Response:
+        return await conversations.delete(front, request, name)
 
 
 def _chats(app: FastAPI, front: Front) -> None:

@@ -15,7 +15,7 @@ from gateway.api.choices import Tally, generate_choices, siblings, usage_so_far
 from gateway.api.errors import http_body
 from gateway.api.event_stream import EventStream, Source
 from gateway.api.front import Front
-from gateway.api.http_request import read_object
+from gateway.api.http_request import headers_of, read_object
 from gateway.api.parse_chat import ChatCompletion, chat_generation, parse_chat
 from gateway.api.parse_structured import of_chat_fields
 from gateway.api.token_logprobs import Spelling, off_loop, show, spelled_as_ids
@@ -92,7 +92,7 @@ async def _stream(front: Front, chat: ChatCompletion, structure: str, lives: lis
         front,
         sources,
         failed=lambda error: b"data: " + http_body(error) + b"\n\n" + DONE,
-        headers={"x-request-id": first.response_id},
+        headers=headers_of(first),
     )
 
 

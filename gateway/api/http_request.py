@@ -16,6 +16,7 @@ from gateway.api.front import Front, caller_of
 from gateway.api.parse_json import JsonObject, decode_object, too_large
 from gateway.generation import Ended, Generation
 from gateway.live import Live, now_ms
+from gateway.round_trip import rtt_ms
 from schemas.errors import HeadraceError
 
 MAX_KEY = 256
@@ -74,7 +75,7 @@ async def generate(
         received_unix_ms=now_ms(),
         traceparent=traceparent(request),
     )
-    generation = replace(generation, idempotency_key=idempotency_key(request))
+    generation = replace(generation, idempotency_key=idempotency_key(request), rtt_ms=rtt_ms(request.scope))
     with front.answering():
         live = await submit(front, generation, names)
         if stream is not None:
@@ -168,7 +169,18 @@ async def give_up_all(front: Front, lives: Iterable[Live]) -> None:
 
 
 def json_answer(body: msgspec.Struct, live: Live) -> Response:
-    """``x-request-id`` is the response's id: with it, any API's response can be found and cancelled."""
-    return Response(
-        msgspec.json.encode(body), media_type="application/json", headers={"x-request-id": live.response_id}
-    )
+    return Response(msgspec.json.encode(body), media_type="application/json", headers=headers_of(live))
+
+
+def headers_of(live: Live) -> dict[str, str]:
+    """``x-request-id`` is the response's id: with it, any API's response can be found and cancelled. The
+    others tell the model and how it was chosen."""
+    headers = {"x-request-id": live.response_id, "x-headrace-model": _shown(live.model_name)}
+    if (route := live.job.presentation.route) is not None:
+        headers["x-headrace-route"] = _shown("; ".join(filter(None, (route.by, route.reason))))
+    return headers
+
+
+def _shown(text: str) -> str:
+    """What a header may hold: names of models are anybody's text."""
+    return "".join(c if " " <= c <= "~" else "?" for c in text)

@@ -15,11 +15,14 @@ import msgspec
 from gateway.api import (
     chat_events,
     completions_events,
+    conversations,
+    item_list,
     ops,
     parse_chat,
     parse_completions,
     parse_responses,
     responses_events,
+    responses_http,
     responses_object,
     tokens,
 )
@@ -73,6 +76,7 @@ class Operation:
 
 TAGS = {
     "Responses": "OpenAI's Responses API. The same over a WebSocket: connect to /v1/responses.",
+    "Conversations": "Named by their clients; a conversation begins with its first turn.",
     "Chat": "OpenAI's chat completions, and a simple chat that remembers each user.",
     "Models": "What live workers serve.",
     "Operations": "For whoever runs the gateway.",
@@ -91,6 +95,35 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "required": True,
         "description": "A model's id; it may hold slashes.",
         "schema": {"type": "string", "minLength": 1},
+    },
+    "conversation": {
+        "name": "name",
+        "in": "path",
+        "required": True,
+        "description": "As the client has named it; it may hold slashes.",
+        "schema": {"type": "string", "minLength": 1},
+    },
+    "after": {
+        "name": "after",
+        "in": "query",
+        "description": "The id of an item: those behind it are listed.",
+        "schema": {"type": "string"},
+    },
+    "limit": {
+        "name": "limit",
+        "in": "query",
+        "schema": {
+            "type": "integer",
+            "minimum": 1,
+            "maximum": item_list.MAX_LIMIT,
+            "default": item_list.DEFAULT_LIMIT,
+        },
+    },
+    "order": {
+        "name": "order",
+        "in": "query",
+        "description": "`desc`: the latest first.",
+        "schema": {"type": "string", "enum": ["asc", "desc"], "default": "desc"},
     },
     "stream": {
         "name": "stream",
@@ -157,6 +190,7 @@ _SUBMIT = (
 _END = ("cancelled", "deadline_exceeded", "engine_rejected", "engine_failed", "invalid_job", "poison")
 _KEPT = ("response_not_found", "broker_unavailable")
 _MEMORY = ("context_unavailable",)
+_LISTED = ("invalid_value", "unknown_parameter", "unsupported_parameter")
 _GENERATE = (*_DOOR, *_BODY, *_SUBMIT, *_END, *_KEPT)
 
 _SOCKET_ONLY = {
@@ -216,6 +250,56 @@ OPERATIONS: tuple[Operation, ...] = (
         answers=responses_object.Response,
         refusals=(*_DOOR, *_KEPT),
         names_response=True,
+    ),
+    Operation(
+        "delete",
+        "/v1/responses/{response_id}",
+        "deleteResponse",
+        "Responses",
+        "Delete a response, at every gateway; one that is running is cancelled",
+        parameters=("response_id",),
+        answers=responses_http.Deleted,
+        refusals=(*_DOOR, *_KEPT, *_MEMORY),
+    ),
+    Operation(
+        "get",
+        "/v1/responses/{response_id}/input_items",
+        "listInputItems",
+        "Responses",
+        "What the client said in a response's turn",
+        parameters=("response_id", "after", "limit", "order"),
+        answers=item_list.ItemList,
+        refusals=(*_DOOR, *_KEPT, *_LISTED),
+    ),
+    Operation(
+        "get",
+        "/v1/conversations/{name}",
+        "retrieveConversation",
+        "Conversations",
+        "Whether a conversation is remembered",
+        parameters=("conversation",),
+        answers=conversations.Conversation,
+        refusals=(*_DOOR, *_MEMORY, "conversation_not_found"),
+    ),
+    Operation(
+        "delete",
+        "/v1/conversations/{name}",
+        "deleteConversation",
+        "Conversations",
+        "Forget a conversation",
+        parameters=("conversation",),
+        answers=conversations.Deleted,
+        refusals=(*_DOOR, *_MEMORY, "conversation_not_found"),
+    ),
+    Operation(
+        "get",
+        "/v1/conversations/{name}/items",
+        "listConversationItems",
+        "Conversations",
+        "What is remembered of a conversation",
+        parameters=("conversation", "after", "limit", "order"),
+        answers=item_list.ItemList,
+        refusals=(*_DOOR, *_MEMORY, *_LISTED, "conversation_not_found"),
     ),
     Operation(
         "post",

@@ -8,24 +8,28 @@ from starlette.responses import PlainTextResponse, Response
 
 from broker.metrics import exposition
 from gateway.api.front import Front
-from gateway.catalog import ModelCard
+from gateway.router import Offer
 from schemas.errors import HeadraceError
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """OpenAI's model object; below ``owned_by``, ours. ``token`` names the model in subjects."""
+    """OpenAI's model object; below ``owned_by``, what such servers add, and ours. ``root``: the model that
+    would answer, ``parent``: what an alias stands for; of ``auto`` only the name is known before a request.
+    ``token`` names the model in subjects."""
 
     id: str
     created: int
     object: str = "model"
     owned_by: str = "headrace"
-    token: str
-    revision: str
-    max_model_len: int
-    workers: int
-    slots: int
-    running: int
-    waiting: int
+    root: str | None = None
+    parent: str | None = None
+    token: str | msgspec.UnsetType = msgspec.UNSET
+    revision: str | msgspec.UnsetType = msgspec.UNSET
+    max_model_len: int | msgspec.UnsetType = msgspec.UNSET
+    workers: int | msgspec.UnsetType = msgspec.UNSET
+    slots: int | msgspec.UnsetType = msgspec.UNSET
+    running: int | msgspec.UnsetType = msgspec.UNSET
+    waiting: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class ModelList(msgspec.Struct, frozen=True):
@@ -51,24 +55,29 @@ def metrics(request: Request) -> Response:
 
 
 def models(front: Front) -> Response:
-    listed = ModelList([_model(card) for card in front.pipeline.models()])
+    listed = ModelList([_model(offer) for offer in front.pipeline.offers()])
     return Response(msgspec.json.encode(listed), media_type="application/json")
 
 
 def model(front: Front, name: str) -> Response:
     """Raises ``model_not_found``."""
-    for card in front.pipeline.models():
-        if card.name == name:
-            return Response(msgspec.json.encode(_model(card)), media_type="application/json")
+    for offer in front.pipeline.offers():
+        if offer.name == name:
+            return Response(msgspec.json.encode(_model(offer)), media_type="application/json")
     raise HeadraceError(
         "model_not_found", "No worker serves this model; /v1/models lists those served.", param="model"
     )
 
 
-def _model(card: ModelCard) -> Model:
+def _model(offer: Offer) -> Model:
+    card = offer.card
+    if card is None:
+        return Model(id=offer.name, created=0, parent=offer.parent)
     return Model(
-        id=card.name,
+        id=offer.name,
         created=card.created_unix_ms // 1000,
+        root=card.name,
+        parent=offer.parent,
         token=card.token,
         revision=card.revision,
         max_model_len=card.max_model_len,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 import msgspec
 from starlette.datastructures import QueryParams
@@ -14,12 +15,15 @@ from gateway.api import responses_object
 from gateway.api.errors import of_end
 from gateway.api.event_stream import EventStream, Source
 from gateway.api.front import Front, caller_of
-from gateway.api.http_request import generate, json_answer, read_object, until_ended
+from gateway.api.http_request import generate, headers_of, json_answer, read_object, until_ended
+from gateway.api.item_list import items_of, listed
 from gateway.api.parse_json import unknown_parameter
 from gateway.api.parse_responses import parse_create, to_generation
 from gateway.api.responses_events import Event
-from gateway.api.responses_view import attach, events_of, first_token, snapshot
+from gateway.api.responses_view import attach, events_of, first_token, request_of, snapshot
 from gateway.api.responses_view import cancel as cancel_response
+from gateway.api.responses_view import delete as delete_response
+from gateway.context import said_in
 from gateway.generation import Ended, Update
 from gateway.live import Live
 from schemas.errors import HeadraceError
@@ -106,6 +110,29 @@ async def cancel(front: Front, request: Request, response_id: str) -> Response:
         return json_answer(await snapshot(front, live), live)
 
 
+class Deleted(msgspec.Struct, frozen=True):
+    id: str
+    deleted: Literal[True] = True
+    object: Literal["response"] = "response"
+
+
+async def delete(front: Front, request: Request, response_id: str) -> Response:
+    """One that runs is cancelled."""
+    await delete_response(front, caller_of(request), response_id)
+    return Response(msgspec.json.encode(Deleted(response_id)), media_type="application/json")
+
+
+async def input_items(front: Front, request: Request, response_id: str) -> Response:
+    """What the request itself said: not its instructions, nor what its conversation remembered."""
+    job = await request_of(front, caller_of(request), response_id)
+    said = said_in(job)
+    if responses_object.head(job).echo.instructions:
+        said = said[1:]
+    answer = responses_object.item_id(job.response)
+    items = [found for n, message in enumerate(said) for found in items_of(f"{answer}_{n}", message)]
+    return listed(items, request.query_params)
+
+
 def _stream(front: Front, live: Live, *, after: int) -> Response:
     events = events_of(front, live, after=after)
 
@@ -117,7 +144,7 @@ def _stream(front: Front, live: Live, *, after: int) -> Response:
         [Source(live, frames, first_token(live, after))],
         opening=b"".join(map(_frame, events.opening())),
         failed=_failed,
-        headers={"x-request-id": live.response_id},
+        headers=headers_of(live),
     )
 
 

@@ -16,7 +16,7 @@ from gateway.api.token_logprobs import NONE
 from gateway.generation import Ended
 from schemas.errors import ERRORS
 from schemas.ids import ResponseId
-from schemas.job import Job, Memory
+from schemas.job import Job, Memory, Route
 from schemas.reply import Usage
 
 Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
@@ -145,6 +145,15 @@ class Conversation(msgspec.Struct, frozen=True):
     id: str
 
 
+class Routing(msgspec.Struct, frozen=True):
+    """Which model was asked for (None: none), which answers, and why: ``gateway/ROUTING.md``."""
+
+    requested: str | None
+    model: str
+    by: str
+    reason: str
+
+
 class ResponseTimings(msgspec.Struct, frozen=True, kw_only=True):
     """Milliseconds. ``edge_ms``: request received to job stored; ``ttft_ms``: received to first text.
     The others are the worker's. None where it is not known: the worker's where the response was ended from
@@ -191,6 +200,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     truncation: Literal["auto", "disabled"]
     service_tier: Literal["default"] = "default"
     memory: Memory
+    routing: Routing | msgspec.UnsetType = msgspec.UNSET
     timings: ResponseTimings | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -202,6 +212,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     memory: Memory = "none"
     created_unix_ms: int
     model: str
+    route: Route | None = None
     conversation: str | None
     previous_response_id: str | None
     echo: Echo
@@ -217,6 +228,7 @@ def head(job: Job) -> Head:
         memory=shown.memory,
         created_unix_ms=job.created_unix_ms,
         model=job.model_name,
+        route=shown.route,
         conversation=shown.conversation,
         previous_response_id=shown.previous_response_id,
         echo=_echo.decode(shown.echo),
@@ -317,7 +329,15 @@ def _build(
         text=TextConfig(echo.format),
         truncation="disabled" if alone else "auto",
         memory=head.memory,
+        routing=_routing(head),
     )
+
+
+def _routing(head: Head) -> Routing | msgspec.UnsetType:
+    route = head.route
+    if route is None:
+        return msgspec.UNSET
+    return Routing(route.requested or None, head.model, route.by, route.reason)
 
 
 def error_type(code: str) -> str:

@@ -17,6 +17,7 @@ from gateway.generation import Ended, Parsed
 from gateway.live import Live
 from schemas.errors import HeadraceError
 from schemas.ids import parse_response_id
+from schemas.job import Job
 
 
 async def attach(front: Front, caller: Caller, response_id: str) -> Live:
@@ -29,6 +30,18 @@ async def cancel(front: Front, caller: Caller, response_id: str) -> None:
     """It ends soon, or has ended. Raises as ``attach``."""
     with _about_the_id():
         await front.pipeline.cancel(parse_response_id(response_id), caller.tenant)
+
+
+async def delete(front: Front, caller: Caller, response_id: str) -> None:
+    """Raises as ``attach``, and context_unavailable."""
+    with _about_the_id():
+        await front.pipeline.delete(parse_response_id(response_id), caller.tenant)
+
+
+async def request_of(front: Front, caller: Caller, response_id: str) -> Job:
+    """Raises as ``attach``."""
+    with _about_the_id():
+        return await front.pipeline.find_request(parse_response_id(response_id), caller.tenant)
 
 
 @contextmanager

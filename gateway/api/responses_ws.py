@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Literal
 
@@ -178,7 +179,7 @@ class ResponsesSession:
         if earlier is not None:
             await asyncio.wait({earlier})
         with self._front.answering():
-            live = await self._front.pipeline.submit(generation)
+            live = await self._front.pipeline.submit(replace(generation, rtt_ms=self._socket.rtt_ms))
             await self._follow(live, origin, after=-1)
 
     async def _follow(self, live: Live, origin: Origin, *, after: int) -> None:

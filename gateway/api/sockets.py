@@ -15,6 +15,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from gateway.api.errors import socket_event
 from gateway.api.parse_json import JsonObject, decode_object, too_large
 from gateway.auth.shown import open_subprotocol
+from gateway.round_trip import rtt_ms
 from schemas.errors import HeadraceError
 
 SERVICE_RESTART = 1012  # close code: come back at once
@@ -46,6 +47,11 @@ class Socket:
         self._sending = asyncio.Lock()
         self._notice: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._hang_up = asyncio.Event()
+
+    @property
+    def rtt_ms(self) -> float | None:
+        """To the client, as of now."""
+        return rtt_ms(self._websocket.scope)
 
     async def receive(self) -> JsonObject:
         """The next message as an object. Raises ``HeadraceError`` for one that is none (go on reading),

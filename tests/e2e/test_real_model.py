@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 from collections.abc import AsyncIterator
 
@@ -106,6 +107,34 @@ async def test_a_second_turn_extends_the_first_ones_tokens(client: AsyncOpenAI) 
     told = first.usage.input_tokens + first.usage.output_tokens
     assert second.usage.input_tokens > told
     assert second.usage.input_tokens_details.cached_tokens >= told - 64  # whole blocks of 32 tokens
+
+
+async def test_every_later_turn_hits_the_prefix_cache(client: AsyncOpenAI, real_stack: Stack) -> None:
+    """By the engine's own counters: all whole blocks of what was said before are found, turn after turn."""
+    conversation = f"conv_{secrets.token_hex(8)}"
+    block = 32
+    told = 0
+    for n in range(6):
+        hits = prefix_cache_hits(real_stack)
+        response = await client.responses.create(
+            model=MODEL,
+            input=f"Tell me more about river number {n}, its mills and its canals.",
+            conversation=conversation,
+            temperature=0,
+            max_output_tokens=24,
+        )
+        assert response.usage is not None
+        cached = response.usage.input_tokens_details.cached_tokens
+        assert cached >= (told - 1) // block * block  # of the last token nothing is kept
+        assert prefix_cache_hits(real_stack) - hits >= cached
+        told = response.usage.input_tokens + response.usage.output_tokens
+    assert told > 6 * block
+
+
+def prefix_cache_hits(stack: Stack) -> float:
+    found = re.search(r"^vllm:prefix_cache_hits_total{.*} (\S+)$", stack.metrics("worker"), re.MULTILINE)
+    assert found is not None
+    return float(found[1])
 
 
 async def test_sixteen_at_once_answer_as_one_alone(client: AsyncOpenAI) -> None:

@@ -64,7 +64,7 @@ class Process:
 
 
 class Gateway(Process):
-    """``auth``: that section; the rest is of [gateway]."""
+    """``auth``: that section; ``extra``: variables of others; the rest is of [gateway]."""
 
     def __init__(
         self,
@@ -72,6 +72,7 @@ class Gateway(Process):
         redis: RedisServer,
         folder: Path,
         auth: Mapping[str, object] | None = None,
+        extra: Mapping[str, str] | None = None,
         **gateway: object,
     ) -> None:
         tls = "s" if "tls_cert" in gateway else ""
@@ -87,6 +88,7 @@ class Gateway(Process):
             "HEADRACE_GATEWAY__PORT": str(self.port),
             **settings,
             **authentication,
+            **(extra or {}),
         }
         super().__init__("gateway.main", folder / f"gateway-{self.port}.log", environ)
 
@@ -133,10 +135,11 @@ def gateway(
     redis: RedisServer,
     folder: Path,
     auth: Mapping[str, object] | None = None,
+    extra: Mapping[str, str] | None = None,
     **settings: object,
 ) -> Iterator[Gateway]:
     """Ready to answer."""
-    process = Gateway(nats, redis, folder, auth, **settings)
+    process = Gateway(nats, redis, folder, auth, extra, **settings)
     try:
         process.wait_until_ready()
         yield process

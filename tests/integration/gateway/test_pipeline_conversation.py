@@ -96,6 +96,26 @@ async def test_one_turn_at_a_time(here: Edge) -> None:
     await finish(await here.pipeline.submit(ask("next", conversation="busy")))
 
 
+async def test_one_turn_at_a_time_over_two_gateways(here: Edge, config: Config, tmp_path: Path) -> None:
+    async with edge(config, tmp_path) as other:
+        await until(lambda: other.pipeline.ready()[0])
+        turn = ask("at once", conversation="c", min_tokens=40)
+        outcomes = await asyncio.gather(
+            *(at.pipeline.submit(turn) for at in [here, other] * 3),
+            return_exceptions=True,
+        )
+        (live,) = [outcome for outcome in outcomes if isinstance(outcome, Live)]
+        refused = [outcome for outcome in outcomes if isinstance(outcome, HeadraceError)]
+        assert [error.code for error in refused] == ["conversation_busy"] * 5
+        assert refused[0].message.startswith("The conversation's last turn is still being answered")
+        await finish(live)
+        await here.remembered()
+        await other.remembered()
+        for at in (here, other):
+            await finish(await at.pipeline.submit(ask("next", conversation="c")))
+            await at.remembered()
+
+
 async def test_a_refused_turn_gives_the_conversation_back(here: Edge) -> None:
     with pytest.raises(HeadraceError, match="context_length_exceeded"):
         await here.pipeline.submit(ask("word " * 40_000, conversation="refused"))
@@ -183,14 +203,14 @@ async def test_rounds_and_time_to_live(
     config = configured(nats_server, redis_server, sim=sim, gateway=limits)
     async with edge(config, tmp_path) as here, worker(config):
         await until(lambda: here.pipeline.ready()[0])
-        for n in range(4):
+        for n in range(5):
             live = await here.pipeline.submit(ask(f"turn {n}", conversation="zebra", min_tokens=2))
             await finish(live)
         text = await said(here, live)
-        assert [f"turn {n}" in text for n in range(4)] == [False, True, True, True]
+        assert [f"turn {n}" in text for n in range(5)] == [False, False, True, True, True]
         await here.remembered()
         redis = connect_redis(config.redis)
         keys = [key async for key in redis.scan_iter("hr:*")]
         assert not [key for key in keys if b"zebra" in key or b"local" in key]
-        assert [590 < await redis.ttl(key) <= 600 for key in keys] == [True] * 5  # the name, four responses
+        assert [590 < await redis.ttl(key) <= 600 for key in keys] == [True] * 6  # the name, five responses
         await redis.aclose()

@@ -240,6 +240,37 @@ async def test_resume_behind_any_event(client: AsyncOpenAI, served: Gateway, mod
         assert held.output_text == text
 
 
+async def test_what_is_kept_is_shown_and_deleted(client: AsyncOpenAI, model: str) -> None:
+    name = "to/be deleted"
+    first, second = [
+        await client.responses.create(
+            model=model, input=text, instructions="Be kind.", conversation=name, max_output_tokens=TOKENS
+        )
+        for text in ("one", "two")
+    ]
+    asked = await client.responses.input_items.list(second.id)
+    assert [item.content[0].text for item in asked.data] == ["two"]  # type: ignore[union-attr]
+    conversation = await client.conversations.retrieve(name)
+    assert conversation.created_at == first.created_at
+    items = [item async for item in client.conversations.items.list(name, limit=3, order="asc")]
+    shown = [(item.role, item.content[0].text) for item in items]  # type: ignore[union-attr]
+    assert shown == [
+        ("user", "one"), ("assistant", first.output_text), ("user", "two"), ("assistant", second.output_text)
+    ]  # fmt: skip
+    assert items[1].id == first.output[0].id
+    assert (await client.conversations.delete(name)).deleted
+    with pytest.raises(openai.NotFoundError, match="no conversation"):
+        await client.conversations.retrieve(name)
+    await client.responses.delete(first.id)
+    for gone in (client.responses.retrieve, client.responses.delete, client.responses.input_items.list):
+        with pytest.raises(openai.NotFoundError, match="no response"):
+            await gone(first.id)  # type: ignore[operator]
+    assert (await client.responses.retrieve(second.id)).output_text == second.output_text
+    for query in ({"limit": 0}, {"order": "up"}, {"after": "msg_none"}, {"include": ["x"]}):
+        with pytest.raises(openai.BadRequestError):
+            await client.responses.input_items.list(second.id, extra_query=query)
+
+
 async def test_refusals_are_the_sdks_exceptions(client: AsyncOpenAI, model: str) -> None:
     with pytest.raises(openai.NotFoundError) as not_found:
         await client.responses.create(model="no-such-model", input="x")

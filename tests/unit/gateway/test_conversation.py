@@ -199,11 +199,15 @@ def test_a_stop_string_cuts_the_ids_where_the_text_ends(tokenizer: ChatTokenizer
 
 def test_oldest_rounds_are_dropped_whole(tokenizer: ChatTokenizer) -> None:
     context = Context()
-    for n in range(5):
-        _, extended, context = take_turn(tokenizer, context, f"question {n}", tokenizer.encode("a"), rounds=3)
-        assert extended == (1 <= n <= 3)
-    assert [turn.said[0][1] for turn in context.turns] == ["question 2", "question 3", "question 4"]
-    assert context.ids == ()
+    lengths = []
+    for n in range(20):
+        _, extended, context = take_turn(tokenizer, context, f"question {n}", tokenizer.encode("a"), rounds=4)
+        lengths.append(len(context.turns))
+        assert extended == (n > 0 and (n < 7 or n % 3 != 1))
+        assert [turn.said[0][1] for turn in context.turns] == [
+            f"question {k}" for k in range(n + 1 - lengths[-1], n + 1)
+        ]
+    assert lengths == [1, 2, 3, 4, 5, 6, 4, 5, 6, 4, 5, 6, 4, 5, 6, 4, 5, 6, 4, 5]
 
 
 def test_rounds_that_do_not_fit_are_dropped_and_a_turn_that_does_not_is_refused(
@@ -214,8 +218,12 @@ def test_rounds_that_do_not_fit_are_dropped_and_a_turn_that_does_not_is_refused(
     whole = build(tokenizer, MODEL, 10_000, asked, context, default_max_tokens=10)
     assert len(whole.context.turns) == 10
     fitted = build(tokenizer, MODEL, len(whole.ids), asked, context, default_max_tokens=10)
-    assert len(fitted.context.turns) == 9
-    assert len(fitted.ids) + 10 <= len(whole.ids)
+    assert 5 <= len(fitted.context.turns) <= 7
+    assert len(fitted.ids) <= 0.75 * (len(whole.ids) - 10)
+    again = fitted.context  # the next turns extend what is left, without another drop
+    for n in range(2):
+        again = msgspec.structs.replace(again, turns=(*again.turns, Turn((("user", f"{n}"),), "ok")))
+        assert build(tokenizer, MODEL, len(whole.ids), asked, again, default_max_tokens=10).context == again
     with pytest.raises(HeadraceError, match="context_length_exceeded"):
         build(tokenizer, MODEL, 20, asking(user("long " * 50)), Context(), default_max_tokens=10)
 
@@ -238,7 +246,17 @@ def test_old_rounds_make_room_for_an_answer_of_no_named_length(
     assert 0 < len(built.context.turns) < 60
     one_more = msgspec.structs.replace(context, turns=context.turns[-len(built.context.turns) - 1 :])
     whole = build(tokenizer, MODEL, 1 << 20, question, one_more, default_max_tokens=default)
-    assert max_model_len - len(whole.ids) < kept_free  # no round was dropped without need
+    room = max_model_len - kept_free
+    assert len(whole.ids) > 0.75 * room  # no round was dropped without need
+
+
+def test_the_last_round_is_kept_where_it_fits(tokenizer: ChatTokenizer) -> None:
+    context = Context(turns=tuple(Turn((("user", f"number {n} " * 20),), "ok") for n in range(2)))
+    asked = asking(user("and now? " * 60))
+    one = msgspec.structs.replace(context, turns=context.turns[1:])
+    just = len(build(tokenizer, MODEL, 10_000, asked, one, default_max_tokens=10).ids) + 10
+    assert build(tokenizer, MODEL, just, asked, context, default_max_tokens=10).context == one
+    assert build(tokenizer, MODEL, just - 1, asked, context, default_max_tokens=10).context.turns == ()
 
 
 def test_a_found_turn_that_ran_without_the_memory_forgets_nothing(tokenizer: ChatTokenizer) -> None:
