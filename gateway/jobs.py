@@ -15,7 +15,7 @@ from gateway.conversation import Opened
 from gateway.generation import Generation
 from gateway.prompt import Prompt
 from schemas.ids import GatewayId, cache_salt, session_token
-from schemas.job import Job, Presentation
+from schemas.job import Job, Lane, Presentation
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -27,6 +27,7 @@ def make_job(
     prompt: Prompt,
     *,
     gateway: GatewayId,
+    lane: Lane,
     secret: bytes,
     now_unix_ms: int,
     max_deadline_s: float,
@@ -42,6 +43,7 @@ def make_job(
         model=card.token,
         model_name=generation.model or card.name,
         priority=generation.priority,
+        lane=lane,
         prompt_ids=prompt.ids,
         sampling=prompt.sampling,
         presentation=Presentation(

@@ -22,6 +22,7 @@ from broker.presence import Roster
 from broker.replylog import ReplyLog
 from broker.tail import ReplyTail
 from gateway import closer, meter, prompt
+from gateway.admission import Admission, Ticket
 from gateway.background import Background
 from gateway.catalog import Catalog, ModelCard
 from gateway.conversation import Conversations, Opened
@@ -65,6 +66,7 @@ class Pipeline:
         self._secret = (config.security.secret or secrets.token_hex(32)).encode()
         self._roster = Roster(broker)
         self._catalog = Catalog(broker, self._roster, default_model=config.gateway.default_model)
+        self._admission = Admission(config.limits, config.gateway, redis, broker, self._catalog)
         self._background = Background()
         self._in_flight = InFlight(
             broker, self.gateway, config.gateway, self._background, on_ended=self._on_ended
@@ -99,6 +101,8 @@ class Pipeline:
                 tasks.create_task(self._roster.run(), name="roster")
                 tasks.create_task(self._catalog.run(), name="catalog")
                 tasks.create_task(self._ended.run(), name="ended-responses")
+                tasks.create_task(self._admission.tenants.run(), name="tenant-limits")
+                tasks.create_task(self._admission.queues.run(), name="queue-watch")
         finally:
             self._background.attach(None)
             await self._catalog.close()
@@ -117,7 +121,8 @@ class Pipeline:
         lacking = self._catalog.lacking()
         if len(lacking) == len(models):
             return False, f"no tokenizer yet for {', '.join(lacking)}"
-        return True, f"serving {', '.join(card.name for card in models)}"
+        alone = "; limits count on this gateway alone" if self._admission.tenants.degraded else ""
+        return True, f"serving {', '.join(card.name for card in models)}{alone}"
 
     def models(self) -> list[ModelCard]:
         return self._catalog.models()
@@ -177,20 +182,26 @@ class Pipeline:
         return first
 
     async def _submit_new(self, generation: Generation, response: ResponseId) -> Live:
-        model = ""
+        model, ticket = "", None
         try:
             self._admit()
             card = self._catalog.resolve(generation.model)
             model = card.name
             check_token_ids(generation.sampling, card.vocab_size)
+            ticket = await self._admission.admit(generation, card, response)
             tokenizer = await self._catalog.tokenizer(card)
-            return await self._open(generation, response, card, tokenizer)
+            accepted = await self._open(generation, response, card, tokenizer, ticket)
+            ticket = None  # settled at the end
+            return accepted
         except HeadraceError:
             meter.refused(model)
             raise
         except ApiError as error:  # JetStream is starting, electing, or full
             meter.refused(model)
             raise _refused(error) from error
+        finally:
+            if ticket is not None:
+                ticket.withdraw()
 
     def _admit(self) -> None:
         if self._draining or not self._background.open:
@@ -201,7 +212,12 @@ class Pipeline:
             raise HeadraceError("queue_full", "This gateway has all the responses it takes: try again later.")
 
     async def _open(
-        self, generation: Generation, response: ResponseId, card: ModelCard, tokenizer: ChatTokenizer
+        self,
+        generation: Generation,
+        response: ResponseId,
+        card: ModelCard,
+        tokenizer: ChatTokenizer,
+        ticket: Ticket,
     ) -> Live:
         settled = False  # the job may be stored, and then has the turn
         try:
@@ -222,12 +238,13 @@ class Pipeline:
                 opened,
                 built,
                 gateway=self.gateway,
+                lane=ticket.lane,
                 secret=self._secret,
                 now_unix_ms=unix_ms(),
                 max_deadline_s=self._limits.deadline_s,
             )
             settled = True
-            return await self._accept(generation, job, opened, tokenizer, card)
+            return await self._accept(generation, job, opened, tokenizer, card, ticket)
         except BaseException as error:
             # With a key, the client may be asking again already, and its next try holds the same claim.
             refused = isinstance(error, HeadraceError | ApiError) and not settled
@@ -238,13 +255,20 @@ class Pipeline:
             raise
 
     async def _accept(
-        self, generation: Generation, job: Job, opened: Opened, tokenizer: ChatTokenizer, card: ModelCard
+        self,
+        generation: Generation,
+        job: Job,
+        opened: Opened,
+        tokenizer: ChatTokenizer,
+        card: ModelCard,
+        ticket: Ticket,
     ) -> Live:
         live = Live(job, tokenizer.detokenizer, self._in_flight, received_unix_ms=generation.received_unix_ms)
         counted = Meter(card.name, generation.received_unix_ms or job.created_unix_ms)
         if job.response in self._in_flight:  # another gateway was quicker, and somebody follows it here
             raise _NotFirst
-        entry = self._in_flight.register(live, Accepted(opened, tokenizer, counted))
+        ticket.begin(live)
+        entry = self._in_flight.register(live, Accepted(opened, tokenizer, counted, ticket))
         try:
             stored = await publish_job(self._broker, job)
             if stored.duplicate and live.is_repeatable and await self._is_anothers(job):
@@ -256,6 +280,7 @@ class Pipeline:
             self._disown(job, error)
             raise
         self._in_flight.begin(entry)
+        ticket.stored(live, stored.seq)
         return live
 
     async def _is_anothers(self, job: Job) -> bool:
@@ -342,6 +367,7 @@ class Pipeline:
         if accepted is not None:
             assert live.end is not None
             accepted.meter.ended(live.end)
+            accepted.ticket.settle(live)
             self._conversations.will_close(live.response_id)
             closing = self._conversations.close(accepted.opened, live.job, live.log, accepted.tokenizer)
             self._background.spawn(closing, f"remember {live.response_id}")

@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
+from gateway.admission import LIMIT_HEADERS
 from gateway.api import chat_completions, errors, ops, responses_http, simple_chat
 from gateway.api.front import Front, caller_of
 from gateway.api.guard import Guard, Seats, is_loopback
@@ -70,7 +71,7 @@ def _guarded(app: ASGIApp, front: Front) -> ASGIApp:
             allow_origins=limits.allowed_origins,
             allow_methods=("GET", "POST"),
             allow_headers=("*",),
-            expose_headers=("retry-after", "x-request-id"),
+            expose_headers=("retry-after", "x-request-id", *LIMIT_HEADERS),
         )
     loopback_only = is_loopback(limits.host) and not limits.allow_unauthenticated
     return Guard(inner, limits.allowed_origins, loopback_only=loopback_only)

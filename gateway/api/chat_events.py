@@ -12,7 +12,7 @@ import msgspec
 
 from gateway.api.errors import http_body, of_end
 from gateway.api.token_logprobs import Spelling, show
-from gateway.generation import Ended, Text, Update
+from gateway.generation import Ended, Queued, Text, Update
 from schemas.errors import HeadraceError
 from schemas.ids import ResponseId
 from schemas.reply import TokenLogprobs, Usage
@@ -136,6 +136,8 @@ class ChatChunks:
                 return self._text(update) if update.text or update.logprobs else b""
             case Ended():
                 return self._end(update)
+            case Queued() if update.position:
+                return b": queued %d\n\n" % update.position  # a comment, which parsers skip
             case _:
                 return b""
 

@@ -44,8 +44,8 @@ class SocketError(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def http_headers(error: HeadraceError) -> dict[str, str]:
-    after = error.spec.retry_after_s
-    return {} if after is None else {"retry-after": str(after)}
+    after = error.retry_after_s
+    return {**error.headers, **({} if after is None else {"retry-after": str(after)})}
 
 
 def http_answer(error: HeadraceError, headers: dict[str, str] | None = None) -> Response:

@@ -12,6 +12,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.admission import limit_headers
 from gateway.api.front import Front, caller_of
 from gateway.api.parse_json import JsonObject, decode_object, too_large
 from gateway.generation import Ended, Generation
@@ -136,6 +137,9 @@ async def _until_ended_for(front: Front, live: Live, request: Request) -> Ended:
 
 def json_answer(body: msgspec.Struct, live: Live) -> Response:
     """``x-request-id`` is the response's id: with it, any API's response can be found and cancelled."""
-    return Response(
-        msgspec.json.encode(body), media_type="application/json", headers={"x-request-id": live.response_id}
-    )
+    return Response(msgspec.json.encode(body), media_type="application/json", headers=headers_of(live))
+
+
+def headers_of(live: Live) -> dict[str, str]:
+    """Of every answer about a response; the limits are told by the gateway that admitted it."""
+    return {"x-request-id": live.response_id, **limit_headers(live.allowance)}

@@ -16,6 +16,7 @@ from gateway.api.parse_sampling import Label, Metadata, SamplingFields, TokenLim
 from gateway.api.responses_object import Echo
 from gateway.caller import Caller
 from gateway.generation import ChatMessage, Generation
+from gateway.service_tier import priority_of
 from schemas.config import Gateway
 from schemas.errors import HeadraceError
 from schemas.sampling import Sampling
@@ -141,6 +142,7 @@ def chat_generation(
         ),
         max_tokens_given=given is not None,
         stop=chat.stop_strings(),
+        priority=priority_of(chat.service_tier, limits.default_class),
         store=False,
         echo=msgspec.json.encode(echo).decode(),
         traceparent=traceparent,
@@ -166,6 +168,7 @@ def question_generation(
         max_tokens_given=False,
         # its own name space: a conversation of the Responses API never meets a user's
         conversation=f"user/{question.user_id}",
+        priority=limits.default_class,
         traceparent=traceparent,
         received_unix_ms=received_unix_ms,
     )
@@ -206,7 +209,6 @@ def _refuse_unserved(chat: ChatCompletion) -> None:
             "structured output is not served; use {'type': 'text'}",
         ),
         "store": (chat.store is True, "answers are not kept to be listed later; leave it out"),
-        "service_tier": (chat.service_tier not in (None, "auto", "default"), "use 'auto'"),
         "tool_choice": (chat.tool_choice not in (None, "auto", "none"), _TOOLS),
         "tools": (bool(chat.tools), _TOOLS),
     }

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from gateway.api.token_logprobs import NONE
 from gateway.generation import Ended
+from gateway.service_tier import tier_of
 from schemas.errors import ERRORS
 from schemas.ids import ResponseId
 from schemas.job import Job, Memory
@@ -140,7 +141,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     text: TextConfig = TextConfig()
     top_logprobs: int
     truncation: Literal["auto", "disabled"]
-    service_tier: Literal["default"] = "default"
+    service_tier: str
     memory: Memory
     timings: ResponseTimings | msgspec.UnsetType = msgspec.UNSET
 
@@ -151,6 +152,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
 
     id: ResponseId
     memory: Memory = "none"
+    service_tier: str = "default"
     created_unix_ms: int
     model: str
     conversation: str | None
@@ -166,6 +168,7 @@ def head(job: Job) -> Head:
     return Head(
         id=job.response,
         memory=shown.memory,
+        service_tier=tier_of(job.priority),
         created_unix_ms=job.created_unix_ms,
         model=job.model_name,
         conversation=shown.conversation,
@@ -255,6 +258,7 @@ def _build(
         top_logprobs=echo.top_logprobs,
         truncation="disabled" if alone else "auto",
         memory=head.memory,
+        service_tier=head.service_tier,
     )
 
 

@@ -40,7 +40,12 @@ def _about_the_id() -> Iterator[None]:
 def events_of(front: Front, live: Live, *, after: int = -1, stream_id: str | None = None) -> ResponseEvents:
     spelling = front.spellings.of(live)
     return ResponseEvents(
-        head(live.job), lambda: _output(live, spelling), spelling, after=after, stream_id=stream_id
+        head(live.job),
+        lambda: _output(live, spelling),
+        spelling,
+        after=after,
+        stream_id=stream_id,
+        queued=live.queued,
     )
 
 

@@ -95,7 +95,8 @@ export class Delivery {
    */
   receive(event, nowMs) {
     if (event.type === "error") return this.#refused(event, nowMs)
-    if (event.sequence_number <= this.cursor) return {}
+    const isPosition = event.type === "response.queued" && event.sequence_number === this.cursor // it moved up
+    if (event.sequence_number <= this.cursor && !isPosition) return {}
     this.cursor = event.sequence_number ?? this.cursor
     this.#troubleSinceMs = null
     this.#tries = 0
