@@ -20,9 +20,9 @@ def allocate(
 
     ``free``: slots that run no job. ``pending``: jobs known to wait in each queue, best queue first.
     ``outstanding``: jobs already asked for. ``turn``: a number that grows as jobs are asked for. ``known``:
-    queues of which was heard a moment ago, so that 0 pending means none (None: all). ``reserved``: free slots
-    that only the best queue may have. The sum of ``outstanding`` and the result never exceeds ``free``, unless
-    ``outstanding`` alone does.
+    queues of which was heard a moment ago, so that 0 pending means none (None: all). ``reserved``: free
+    slots that only the best queue may have. The sum of ``outstanding`` and the result never exceeds
+    ``free``, unless ``outstanding`` alone does.
 
     In order: every eighth turn one slot for a lower queue, in rotation, so that none starves behind a
     backlog; known backlogs, best queue first, but before a lower one's each better queue of which nothing is

@@ -96,10 +96,10 @@ class PullLoop:
     """Pull requests to one consumer, and their answers.
 
     ``outstanding``: messages asked for that may still come. ``behind``: messages known to wait in the
-    consumer for the next request. ``heard_empty_s``: when it last said that nothing waits, by the loop's clock.
-    ``lost``: why the requests in flight count no more; the owner then puts things right (a deleted consumer, a
-    gap) and calls ``open`` again, which takes a fresh inbox, so that nothing of the old one is ever counted.
-    ``on_news`` is called whenever the owner
+    consumer for the next request. ``heard_empty_s``: when it last said that nothing waits (loop's clock).
+    ``lost``: why the requests in flight count no more; the owner then puts things right (a deleted
+    consumer, a gap) and calls ``open`` again, which takes a fresh inbox, so that nothing of the old one is
+    ever counted. ``on_news`` is called whenever the owner
     has something to look at. Both callbacks run in the event loop, once a message, and must not block.
     """
 
