@@ -46,6 +46,10 @@ class Process:
     def terminate(self) -> None:
         self._process.send_signal(signal.SIGTERM)
 
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
     def wait(self, limit_s: float = 20) -> int:
         return self._process.wait(limit_s)
 
@@ -60,11 +64,22 @@ class Process:
 
 
 class Gateway(Process):
-    def __init__(self, nats: NatsServer, redis: RedisServer, folder: Path, **gateway: object) -> None:
+    """Settings are of the section ``gateway``; ``limits``: of that one."""
+
+    def __init__(
+        self,
+        nats: NatsServer,
+        redis: RedisServer,
+        folder: Path,
+        *,
+        limits: dict[str, object] | None = None,
+        **gateway: object,
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.ws_url = f"ws://127.0.0.1:{self.port}"
         settings = {f"HEADRACE_GATEWAY__{key.upper()}": str(value) for key, value in gateway.items()}
+        settings |= {f"HEADRACE_LIMITS__{key.upper()}": str(value) for key, value in (limits or {}).items()}
         environ = {
             "HEADRACE_NATS__URL": nats.url,
             "HEADRACE_REDIS__URL": redis.url,
@@ -112,9 +127,16 @@ def worker(nats: NatsServer, redis: RedisServer, folder: Path, **sim: object) ->
 
 
 @contextlib.contextmanager
-def gateway(nats: NatsServer, redis: RedisServer, folder: Path, **settings: object) -> Iterator[Gateway]:
+def gateway(
+    nats: NatsServer,
+    redis: RedisServer,
+    folder: Path,
+    *,
+    limits: dict[str, object] | None = None,
+    **settings: object,
+) -> Iterator[Gateway]:
     """Ready to answer."""
-    process = Gateway(nats, redis, folder, **settings)
+    process = Gateway(nats, redis, folder, limits=limits, **settings)
     try:
         process.wait_until_ready()
         yield process
