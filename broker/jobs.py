@@ -47,21 +47,28 @@ LETTER_LINE = 200  # characters
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """``duplicate``: a job with this message id was stored before, at ``seq``. Under a fresh response id
-    that is this job itself, found again after a lost ack."""
+    """``duplicate``: a job of this response was stored before, at ``seq`` where that is known (else 0). Under
+    a fresh response id that is this job itself, found again after a lost ack."""
 
     seq: int
     duplicate: bool
 
 
-async def publish_job(broker: Broker, job: Job, *, msg_id: str | None = None, timeout_s: float = 5) -> Stored:
-    """Returns once the job is stored: the response is accepted. ``msg_id`` defaults to the response id.
-    Raises ``HeadraceError``: payload_too_large, and broker_unavailable, at once when disconnected. After a
-    timeout the job may still have been stored; a further try under the same id finds it."""
+async def publish_job(
+    broker: Broker, job: Job, *, msg_id: str | None = None, only_first: bool = False, timeout_s: float = 5
+) -> Stored:
+    """Returns once the job is stored: the response is accepted. ``msg_id`` defaults to the response id, by
+    which the server finds a repetition within its duplicate window; ``only_first`` has it look through all of
+    the queue, in the same round trip (0.1 ms at 250,000 jobs). Raises ``HeadraceError``: payload_too_large,
+    and broker_unavailable, at once when disconnected. After a timeout the job may still have been stored; a
+    further try under the same id finds it."""
     if not broker.connected:
         raise NoAnswer("disconnected", "job")
     headers = _job_headers(job)
     headers[jetstream.MSG_ID] = msg_id or job.response
+    if only_first:
+        headers[jetstream.EXPECTED_SEQ] = "0"
+        headers[jetstream.EXPECTED_SEQ_SUBJECT] = subjects.job_by_response(job.response)
     data = codec.encode(job)
     if len(data) > broker.nc.max_payload - jetstream.HEADERS_ALLOWANCE:
         raise HeadraceError(
@@ -70,7 +77,14 @@ async def publish_job(broker: Broker, job: Job, *, msg_id: str | None = None, ti
             "shorten the prompt, or raise max_payload of the NATS server.",
             param="input",
         )
-    ack = await jetstream.publish_until_stored(broker, subjects.job(job), data, headers, timeout_s=timeout_s)
+    try:
+        ack = await jetstream.publish_until_stored(
+            broker, subjects.job(job), data, headers, timeout_s=timeout_s
+        )
+    except jetstream.ApiError as error:
+        if not error.wrong_last_sequence:
+            raise
+        return Stored(0, duplicate=True)
     return Stored(ack.seq, ack.duplicate)
 
 

@@ -45,7 +45,7 @@ local function put(key, at)
 end
 """
 # ARGV: response, tenant, requests/min, tokens/min, concurrent, tokens asked, slots, least share, lease ms.
-# Asked again by a client whose answer was lost, it charges once.
+# Asked again (a request repeated under its idempotency key, a command whose answer was lost) it charges once.
 _TAKE = (
     _NOW
     + _FILL
@@ -82,7 +82,7 @@ if refused == 0 then
   local share = math.max(tonumber(ARGV[8]), math.floor(tonumber(ARGV[7]) / redis.call('ZCARD', KEYS[5])))
   if mine >= share then over = 1 end
 end
-return {refused, tostring(wait), over, tostring(req - now), tostring(tok - now)}
+return {refused, tostring(wait), over, tostring(req - now), tostring(tok - now), again and 1 or 0}
 """
 )
 # ARGV: response, tenant, requests/min, tokens/min, requests and tokens used beyond what was charged. Once:
@@ -153,7 +153,10 @@ class TenantLimits:
         self.degraded = False  # Redis is away: this gateway counts for itself
 
     async def take(self, claim: Claim) -> Ruling:
-        """Charge and hold it, unless the ruling says otherwise. What is held must be given back."""
+        """Charge and hold it, unless the ruling says otherwise. What is held must be given back. What somebody
+        holds already stays theirs: the same response was asked for before, and cost then."""
+        if claim.response in self._held:
+            return Ruling(repeats=True)
         ruling = None
         if self._breaker.allows(time.monotonic()):
             try:
@@ -166,7 +169,7 @@ class TenantLimits:
                 self._return(_Return(claim, -1, -claim.tokens))
                 raise
         ruling = ruling or self._ask_here(claim)
-        if ruling.refused is None:
+        if ruling.refused is None and not ruling.repeats:
             self._hold(claim)
         return ruling
 
@@ -242,7 +245,7 @@ class TenantLimits:
             *(quota.requests_per_minute, quota.tokens_per_minute, quota.concurrent_responses),
             *(claim.tokens, claim.slots, self._min_share, int(self._lease_s * 1000)),
         )
-        refused, wait, over, requests, tokens = cast("tuple[int, bytes, int, bytes, bytes]", said)
+        refused, wait, over, requests, tokens, again = cast("tuple[int, bytes, int, bytes, bytes, int]", said)
         wait_ms = float(wait)
         return Ruling(
             _LANES[over],
@@ -250,6 +253,7 @@ class TenantLimits:
             math.inf if wait_ms < 0 else wait_ms,
             room_of(quota.requests_per_minute, float(requests), 0.0),
             room_of(quota.tokens_per_minute, float(tokens), 0.0),
+            repeats=bool(again),
         )
 
     async def _settle(self) -> None:

@@ -159,17 +159,25 @@ class Pipeline:
             self._submitting -= 1
 
     async def _submit_once(self, generation: Generation, key: str) -> Live:
+        """The first request with a key costs one round trip to the queue, as any other: it is the queue that
+        tells a repeated one. What is refused may be a repeated one, too: its conversation has gone on."""
         response = keyed_response_id(self._secret, generation.tenant, key)
         while (submitting := self._keyed.get(response)) is not None:
             await submitting.wait()
         self._keyed[response] = done = asyncio.Event()
         try:
-            first = await self._find_anywhere(response, generation.tenant)
+            first = self.find(response, generation.tenant)
             if first is None:
                 try:
                     return await self._submit_new(generation, response)
                 except _NotFirst:
                     first = await self.attach(response, generation.tenant)
+                except HeadraceError as error:
+                    if error.code == "broker_unavailable":
+                        raise
+                    first = await self._find_anywhere(response, generation.tenant)
+                    if first is None:
+                        raise
         finally:
             del self._keyed[response]
             done.set()
@@ -220,6 +228,7 @@ class Pipeline:
         ticket: Ticket,
     ) -> Live:
         settled = False  # the job may be stored, and then has the turn
+        opened: Opened | None = None
         try:
             opened = await self._conversations.open(generation, response)
             built = await asyncio.to_thread(
@@ -248,7 +257,8 @@ class Pipeline:
         except BaseException as error:
             # With a key, the client may be asking again already, and its next try holds the same claim.
             refused = isinstance(error, HeadraceError | ApiError) and not settled
-            if generation.idempotency_key is None or refused or _is_known_not_stored(error):
+            over = isinstance(error, _NotFirst) and opened is not None and opened.is_new
+            if generation.idempotency_key is None or refused or over or _is_known_not_stored(error):
                 self._background.spawn(
                     self._conversations.abandon(generation, response), f"abandon {response}"
                 )
@@ -270,7 +280,7 @@ class Pipeline:
         ticket.begin(live)
         entry = self._in_flight.register(live, Accepted(opened, tokenizer, counted, ticket))
         try:
-            stored = await publish_job(self._broker, job)
+            stored = await publish_job(self._broker, job, only_first=live.is_repeatable)
             if stored.duplicate and live.is_repeatable and await self._is_anothers(job):
                 raise _NotFirst
         except BaseException as error:

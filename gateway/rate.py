@@ -40,6 +40,7 @@ class Ruling:
     wait_ms: float = 0.0
     requests: Room | None = None
     tokens: Room | None = None
+    repeats: bool = False  # the same response has its place already, and nothing was charged
 
 
 def room_of(limit: int, full_at_ms: float, now_ms: float) -> Room | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from itertools import count
 
 import pytest
@@ -89,6 +90,22 @@ async def eventually_taken(limits: TenantLimits, **quota: int) -> Ruling:
         while (ruling := await limits.take(claim(**quota))).refused is not None:
             await asyncio.sleep(0.02)
     return ruling
+
+
+async def test_a_repeated_request_costs_nothing_and_takes_nothing_away(two: Two) -> None:
+    here, there = two
+    first = claim(requests_per_minute=2, concurrent_responses=1)
+    again = replace(first)
+    assert not (await here.take(first)).repeats
+    for gateway in two:
+        ruling = await gateway.take(again)
+        assert (ruling.refused, ruling.repeats) == (None, True)
+        gateway.give_back(again, requests=-1)
+    assert (await there.take(claim(concurrent_responses=1))).refused == "concurrent"
+    here.give_back(first)
+    ruling = await eventually_taken(there, requests_per_minute=2, concurrent_responses=1)
+    assert ruling.requests is not None
+    assert ruling.requests.remaining == 0
 
 
 async def test_requests_per_minute_over_both(two: Two) -> None:
