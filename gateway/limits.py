@@ -153,8 +153,8 @@ class TenantLimits:
         self.degraded = False  # Redis is away: this gateway counts for itself
 
     async def take(self, claim: Claim) -> Ruling:
-        """Charge and hold it, unless the ruling says otherwise. What is held must be given back. What somebody
-        holds already stays theirs: the same response was asked for before, and cost then."""
+        """Charge and hold it, unless the ruling says otherwise. What is held must be given back. What
+        somebody holds already stays theirs: the same response was asked for before, and cost then."""
         if claim.response in self._held:
             return Ruling(repeats=True)
         ruling = None
