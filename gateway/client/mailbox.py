@@ -52,7 +52,9 @@ def merged(events: list[JsonObject]) -> list[JsonObject]:
 def _continues(before: JsonObject, event: JsonObject) -> bool:
     if any(before.get(key) != event.get(key) for key in _PLACE):
         return False
-    if event.get("type") == "response.queued" or "sequence_number" not in before | event:
+    if event.get("type") == "response.queued":
+        return True
+    if "sequence_number" not in before and "sequence_number" not in event:
         return True
     return isinstance(before.get("delta"), str) and isinstance(event.get("delta"), str)
 
