@@ -33,6 +33,9 @@ ACK_TRY_S = 2.0
 # when all are bound, they must come back soon for whichever queue has work.
 PARKED_S = 1.0
 PARKED_SCARCE_S = 0.1
+# With a backlog in a lower queue, the better ones are asked first, at 0.2 ms each while a slot is idle; what
+# was heard so short a while ago need not be asked again.
+HEARD_S = 0.005
 SILENCE_S = PARKED_S + 2.0  # a parked pull ends with a status; this much later it has been lost
 REPAIR_PAUSE_S = 0.1
 REPAIR_LIMIT_S = 2.0  # of one try; stop() must not wait longer for it than that and one request
@@ -205,9 +208,18 @@ async def _send(broker: Broker, ack_subject: str, payload: bytes) -> None:
 
 class JobPuller:
     """``on_job`` is called in the event loop for every job and must not block; an exception there ends
-    ``run``. Each job uses up a slot until ``release``."""
+    ``run``. Each job uses up a slot until ``release``. ``reserved``: of the free slots, the best queue's."""
 
-    def __init__(self, broker: Broker, model: ModelToken, *, on_job: Callable[[JobDelivery], None]) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        model: ModelToken,
+        *,
+        on_job: Callable[[JobDelivery], None],
+        reserved: int = 0,
+    ) -> None:
+        self._reserved = reserved
+        self._clock = asyncio.get_running_loop().time
         self._broker = broker
         self._model = model
         self._on_job = on_job
@@ -285,14 +297,26 @@ class JobPuller:
 
     async def _ask(self) -> None:
         outstanding = [loop.outstanding for loop in self._loops]
-        asks = allocate(self._free, [loop.behind for loop in self._loops], outstanding, self._turn)
+        pending = [loop.behind for loop in self._loops]
+        heard_s = self._clock() - HEARD_S
+        known = [loop.heard_empty_s >= heard_s for loop in self._loops]
+        asks = allocate(self._free, pending, outstanding, self._turn, known=known, reserved=self._reserved)
         if not any(asks):
             return
-        self._turn += 1
+        turn = self._turn  # probes are looks ahead and no turn
         scarce = sum(outstanding) + sum(asks) >= self._free
+        contended = any(
+            waiting > out + ask for waiting, out, ask in zip(pending, outstanding, asks, strict=True)
+        )
         for loop, batch in zip(self._loops, asks, strict=True):
-            if batch:
+            if not batch:
+                continue
+            if contended and not loop.behind and not loop.outstanding:
+                await loop.probe(batch)  # the slots are wanted elsewhere: they must not wait here
+            else:
+                turn = self._turn + 1
                 await loop.pull(batch, expires_s=PARKED_SCARCE_S if scarce else PARKED_S)
+        self._turn = turn
 
     def _deliver(self, delivery: Delivery) -> None:
         self._news.set()

@@ -84,6 +84,29 @@ TOKENS_UNREAD = Counter(
 CACHE_DEGRADED = Gauge(
     "headrace_gateway_redis_degraded", "1 while Redis does not answer and chat has no memory"
 )
+LIMITS_LOCAL = Gauge(
+    "headrace_gateway_limits_local", "1 while Redis does not answer and tenants' limits count per gateway"
+)
+REFUSALS = Counter(
+    "headrace_gateway_admission_refusals",
+    "Requests refused by a limit: requests, tokens, concurrent (of the tenant), queue, deadline",
+    ["limit"],
+)
+ADMITTED = Counter(
+    "headrace_gateway_admitted",
+    "Requests admitted, by lane (over: above the tenant's share)",
+    ["model", "lane"],
+)
+QUEUE_DEPTH = Gauge(
+    "headrace_gateway_queue_depth",
+    "Jobs that wait to be pulled, over all gateways; looked at while anything waits",
+    ["model", "priority", "lane"],
+)
+QUEUE_ESTIMATE = Gauge(
+    "headrace_gateway_queue_estimate_seconds",
+    "Time until a job that came now would start; looked at while anything waits",
+    ["model", "priority", "lane"],
+)
 WORKERS_ALIVE = Gauge("headrace_workers_alive", "Workers seen in the last three intervals", ["model"])
 SLOTS = Gauge("headrace_worker_slots", "Requests that run at once", ["model"])
 KV_CACHE = Gauge("headrace_worker_kv_cache_usage_ratio", "KV cache in use, 0 to 1", ["model"])

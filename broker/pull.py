@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
@@ -86,17 +87,19 @@ class Delivery:
 
 class _PullRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     batch: int
-    expires: int  # ns
+    expires: int = 0  # ns
     idle_heartbeat: int = 0  # ns; at most half of expires
+    no_wait: bool = False
 
 
 class PullLoop:
     """Pull requests to one consumer, and their answers.
 
     ``outstanding``: messages asked for that may still come. ``behind``: messages known to wait in the
-    consumer for the next request. ``lost``: why the requests in flight count no
-    more; the owner then puts things right (a deleted consumer, a gap) and calls ``open`` again, which takes
-    a fresh inbox, so that nothing of the old one is ever counted. ``on_news`` is called whenever the owner
+    consumer for the next request. ``heard_empty_s``: when it last said that nothing waits (loop's clock).
+    ``lost``: why the requests in flight count no more; the owner then puts things right (a deleted
+    consumer, a gap) and calls ``open`` again, which takes a fresh inbox, so that nothing of the old one is
+    ever counted. ``on_news`` is called whenever the owner
     has something to look at. Both callbacks run in the event loop, once a message, and must not block.
     """
 
@@ -113,6 +116,7 @@ class PullLoop:
         self.consumer = consumer
         self.outstanding = 0
         self.behind = 0
+        self.heard_empty_s = -math.inf
         self.lost: Loss | None = None
         self.failure: BaseException | None = None
         self._broker = broker
@@ -147,9 +151,15 @@ class PullLoop:
 
     async def pull(self, batch: int, *, expires_s: float, heartbeat_s: float = 0.0) -> None:
         """Ask for ``batch`` more messages; what has not come after ``expires_s`` is asked for no more."""
-        request = _PullRequest(batch, int(expires_s * 1e9), int(heartbeat_s * 1e9))
+        await self._ask(_PullRequest(batch, int(expires_s * 1e9), int(heartbeat_s * 1e9)))
+
+    async def probe(self, batch: int) -> None:
+        """Ask for what waits right now, ``batch`` messages at most: nothing may be outstanding."""
+        await self._ask(_PullRequest(batch, no_wait=True))
+
+    async def _ask(self, request: _PullRequest) -> None:
         subject = f"{API}.CONSUMER.MSG.NEXT.{self._stream}.{self.consumer}"
-        self.outstanding += batch
+        self.outstanding += request.batch
         self._heard_at = max(self._heard_at, self._clock())
         try:
             await self._broker.nc.publish(subject, msgspec.json.encode(request), reply=self._inbox)
@@ -196,11 +206,16 @@ class PullLoop:
         if status == "100":
             return
         text = headers.get("Description", "")
-        if status == "503" or (status == "409" and "deleted" in text.lower()):
+        if status == "404":  # only a probe ends so, and nothing else is outstanding beside one
+            self.outstanding = self.behind = 0
+            self.heard_empty_s = self._clock()
+            self._on_news()
+        elif status == "503" or (status == "409" and "deleted" in text.lower()):
             self._lose("no_consumer")
         elif (open_messages := headers.get("Nats-Pending-Messages")) is not None:
             self.outstanding = max(0, self.outstanding - int(open_messages))
             self.behind = 0  # or the request would have been filled
+            self.heard_empty_s = self._clock()
             self._on_news()
         else:  # an ending that does not say what it ends: count anew
             log.warning("pull on %s ended with %s %s", self.consumer, status, text)

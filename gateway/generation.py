@@ -100,6 +100,15 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
+class Queued:
+    """Where it stands among the jobs that wait: ``position`` 1 starts next, 0 need not wait. ``eta_ms``:
+    about when it starts; None: not known yet. An estimate, not of the log: it has no cursor."""
+
+    position: int = 0
+    eta_ms: int | None = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """A worker has the response."""
 
@@ -149,4 +158,4 @@ class Ended:
     reasoning_tokens: int = 0
 
 
-Update = Started | Text | Parsed | Ended
+Update = Queued | Started | Text | Parsed | Ended

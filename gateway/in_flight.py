@@ -17,6 +17,7 @@ from broker.connection import Broker
 from broker.follow import LogFollower
 from broker.jetstream import ApiError
 from gateway import closer
+from gateway.admission import Ticket
 from gateway.attendance import Attendance
 from gateway.background import Background
 from gateway.conversation import Opened
@@ -44,6 +45,7 @@ class Accepted:
     opened: Opened
     tokenizer: ChatTokenizer
     meter: Meter
+    ticket: Ticket
 
 
 @dataclass(slots=True, eq=False)
@@ -253,6 +255,7 @@ class InFlight:
     def live_started(self, live: Live) -> None:
         if (entry := self._entry_of(live)) is not None and entry.accepted is not None:
             entry.accepted.meter.started()
+            entry.accepted.ticket.started(live)
 
     def live_tokens(self, live: Live, count: int) -> None:
         if (entry := self._entry_of(live)) is not None and entry.accepted is not None:

@@ -9,14 +9,13 @@ import hashlib
 
 import msgspec
 
-from gateway.calling import rendering
 from gateway.catalog import ModelCard
 from gateway.context import present
 from gateway.conversation import Opened
 from gateway.generation import Generation
 from gateway.prompt import Prompt
 from schemas.ids import GatewayId, cache_salt, session_token
-from schemas.job import Job, Presentation, Route
+from schemas.job import Job, Lane, Presentation, Route
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -29,6 +28,7 @@ def make_job(
     prompt: Prompt,
     *,
     gateway: GatewayId,
+    lane: Lane,
     secret: bytes,
     now_unix_ms: int,
     max_deadline_s: float,
@@ -44,6 +44,7 @@ def make_job(
         model=card.token,
         model_name=card.name,
         priority=generation.priority,
+        lane=lane,
         prompt_ids=prompt.ids,
         sampling=prompt.sampling,
         presentation=Presentation(
@@ -58,7 +59,7 @@ def make_job(
             said=said,
             memory=opened.memory,
             shape=prompt.shape,
-            rendering=rendering(generation),
+            rendering=prompt.rendering,
             route=route,
         ),
         created_unix_ms=now_unix_ms,

@@ -15,10 +15,11 @@ from typing import Protocol
 import msgspec
 
 from broker.log_reader import LogReader
-from gateway.generation import Ended, Parsed, Started, Text, Update
+from gateway.generation import Ended, Parsed, Queued, Started, Text, Update
 from gateway.outcome import Verdict, stopped, verdict
 from gateway.output.parser import OutputParser
 from gateway.output.pieces import Call, Item, Piece, Words, gather
+from gateway.rate import Ruling
 from gateway.text import Detokenizer, TextStream
 from schemas.errors import HeadraceError
 from schemas.ids import ResponseId, TenantId
@@ -67,6 +68,9 @@ class Live:
         self.read_tokens = 0
         self.elsewhere = False  # it has, or had, a client at another gateway
         self.started = False
+        self.queued: Queued | None = None  # where it waits, as far as this gateway knows
+        self.started_unix_ms: float | None = None
+        self.allowance: Ruling | None = None  # what its tenant has left, where this gateway admitted it
         self.end: Ended | None = None
         self.lost: HeadraceError | None = None
         self._accepted_unix_ms: float | None = None  # the job is stored
@@ -191,6 +195,7 @@ class Live:
         news = False
         if step.started is not None and not self.started:
             self.started = news = True
+            self.started_unix_ms = at_unix_ms or now_ms()
             self._owner.live_started(self)
         if step.new_ids:
             news = self._decode(step.new_ids, at_unix_ms) or news
@@ -282,6 +287,11 @@ class Live:
             self._owner.live_left(self)
         self._wake()
 
+    def waits(self, queued: Queued) -> None:
+        """News of where it stands, until it is started."""
+        self.queued = queued
+        self._wake()
+
     def lose(self, error: HeadraceError) -> None:
         self.lost = error
         self._wake()
@@ -336,20 +346,21 @@ class Live:
 class LiveReader:
     """One client's place in a response. One task at a time may wait in ``next``."""
 
-    __slots__ = ("_ended", "_live", "_lost", "_position", "_started", "_waiter")
+    __slots__ = ("_ended", "_live", "_lost", "_position", "_queued", "_started", "_waiter")
 
     def __init__(self, live: Live, position: int) -> None:
         self._live = live
         self._position = position
+        self._queued = live.queued  # what the response's first event says
         self._started = False
         self._ended = False
         self._lost: HeadraceError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     async def next(self) -> list[Update]:
-        """Wait for news: ``Started`` once, ``Text`` merged since the last call, ``Ended`` last.
-        Empty after ``Ended`` was given. Raises ``HeadraceError`` where the response is lost to here, or the
-        reader was told to ``lose`` it."""
+        """Wait for news: ``Queued`` as it changes until ``Started``, which comes once, ``Text`` merged since
+        the last call, ``Ended`` last. Empty after ``Ended`` was given. Raises ``HeadraceError`` where the
+        response is lost to here, or the reader was told to ``lose`` it."""
         while not (updates := self._take()) and not self._ended:
             lost = self._lost or self._live.lost
             if lost is not None:
@@ -379,6 +390,9 @@ class LiveReader:
             return []
         updates: list[Update] = []
         live = self._live
+        if live.queued is not self._queued and not live.started and live.end is None:
+            self._queued = live.queued
+            updates += [live.queued] if live.queued else []
         if live.started and not self._started:
             self._started = True
             updates.append(Started())

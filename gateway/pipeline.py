@@ -23,6 +23,7 @@ from broker.replylog import ReplyLog
 from broker.tail import ReplyTail
 from gateway import closer, meter, prompt
 from gateway.abilities import check_abilities
+from gateway.admission import Admission, Ticket
 from gateway.background import Background
 from gateway.calling import settle
 from gateway.catalog import Catalog, ModelCard
@@ -74,8 +75,9 @@ class Pipeline:
             self._catalog,
             config.routing,
             default_model=config.gateway.default_model,
-            queue_ms=queue_of_card,
+            queue_ms=self._queue_ms,
         )
+        self._admission = Admission(config.limits, config.gateway, redis, broker, self._catalog)
         self._background = Background()
         self._in_flight = InFlight(
             broker, self.gateway, config.gateway, self._background, on_ended=self._on_ended
@@ -112,6 +114,8 @@ class Pipeline:
                 tasks.create_task(self._catalog.run(), name="catalog")
                 tasks.create_task(self._ended.run(), name="ended-responses")
                 tasks.create_task(self._erased.run(), name="erased-responses")
+                tasks.create_task(self._admission.tenants.run(), name="tenant-limits")
+                tasks.create_task(self._admission.queues.run(), name="queue-watch")
         finally:
             self._background.attach(None)
             await self._catalog.close()
@@ -130,7 +134,8 @@ class Pipeline:
         lacking = self._catalog.lacking()
         if len(lacking) == len(models):
             return False, f"no tokenizer yet for {', '.join(lacking)}"
-        return True, f"serving {', '.join(card.name for card in models)}"
+        alone = "; limits count on this gateway alone" if self._admission.tenants.degraded else ""
+        return True, f"serving {', '.join(card.name for card in models)}{alone}"
 
     def models(self) -> list[ModelCard]:
         return self._catalog.models()
@@ -215,6 +220,11 @@ class Pipeline:
             meter.refused(model)
             raise _refused(error) from error
 
+    def _queue_ms(self, card: ModelCard) -> float:
+        """How long a request would wait for this model, as far as is known."""
+        wait = self._admission.queues.wait_of_next(card, self._limits.default_class, "fair")
+        return queue_of_card(card) if wait.eta_ms is None else wait.eta_ms
+
     def _admit(self) -> None:
         if self._draining or not self._background.open:
             raise HeadraceError("going_away", "This gateway is shutting down or starting: connect again.")
@@ -226,10 +236,12 @@ class Pipeline:
     async def _open(self, generation: Generation, response: ResponseId) -> Live:
         settled = False  # the job may be stored, and then has the turn
         opened: Opened | None = None
+        ticket: Ticket | None = None
         try:
             opened = await self.conversations.open(generation, response)
             card, route = self._router.route(generation, opened.context)  # what is remembered counts, too
             check_abilities(generation, card)
+            ticket = await self._admission.admit(generation, card, response)
             tokenizer = await self._catalog.tokenizer(card)
             form = self._limits.tool_formats.get(card.name, "")
             asked = settle(generation, tokenizer.manner, form, can_force=card.structured_output)
@@ -250,13 +262,16 @@ class Pipeline:
                 opened,
                 built,
                 gateway=self.gateway,
+                lane=ticket.lane,
                 secret=self._secret,
                 now_unix_ms=unix_ms(),
                 max_deadline_s=self._limits.deadline_s,
             )
             settled = True
-            return await self._accept(generation, job, opened, tokenizer, card)
+            return await self._accept(generation, job, opened, tokenizer, card, ticket)
         except BaseException as error:
+            if ticket is not None:
+                ticket.withdraw()
             # With a key, the client may be asking again already, and its next try holds the same claim.
             refused = isinstance(error, HeadraceError | ApiError) and not settled
             over = isinstance(error, _NotFirst) and opened is not None and opened.is_new
@@ -267,14 +282,21 @@ class Pipeline:
             raise
 
     async def _accept(
-        self, generation: Generation, job: Job, opened: Opened, tokenizer: ChatTokenizer, card: ModelCard
+        self,
+        generation: Generation,
+        job: Job,
+        opened: Opened,
+        tokenizer: ChatTokenizer,
+        card: ModelCard,
+        ticket: Ticket,
     ) -> Live:
         detokenizer = tokenizer.detokenizer_of(job.presentation.shape)
         live = Live(job, detokenizer, self._in_flight, received_unix_ms=generation.received_unix_ms)
         counted = Meter(card.name, generation.received_unix_ms or job.created_unix_ms)
         if job.response in self._in_flight:  # another gateway was quicker, and somebody follows it here
             raise _NotFirst
-        entry = self._in_flight.register(live, Accepted(opened, tokenizer, counted))
+        ticket.begin(live)
+        entry = self._in_flight.register(live, Accepted(opened, tokenizer, counted, ticket))
         try:
             stored = await publish_job(self._broker, job, only_first=live.is_repeatable)
             if stored.duplicate and live.is_repeatable and await self._is_anothers(job):
@@ -286,6 +308,7 @@ class Pipeline:
             self._disown(job, error)
             raise
         self._in_flight.begin(entry)
+        ticket.stored(live, stored.seq)
         return live
 
     async def _is_anothers(self, job: Job) -> bool:
@@ -398,6 +421,7 @@ class Pipeline:
         if accepted is not None:
             assert live.end is not None
             accepted.meter.ended(live.end)
+            accepted.ticket.settle(live)
             self.conversations.will_close(live.response_id)
             closing = self.conversations.close(accepted.opened, live.job, live.log, accepted.tokenizer)
             self._background.spawn(closing, f"remember {live.response_id}")

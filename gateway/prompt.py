@@ -37,6 +37,7 @@ class Prompt:
     sampling: Sampling
     context: Context
     shape: OutputShape | None = None
+    rendering: str = ""  # of the tools and options that the chat template was given
 
 
 def build(
@@ -59,7 +60,7 @@ def build(
             context = context.without_oldest()
             ids, text = _encode(tokenizer, model, generation, context)
     sampling = fit(generation, len(ids), max_model_len, default_max_tokens)
-    return Prompt(tuple(ids), sampling, context, _shape(generation, text))
+    return Prompt(tuple(ids), sampling, context, _shape(generation, text), rendering(generation))
 
 
 def _shape(generation: Generation, prompt: str) -> OutputShape | None:

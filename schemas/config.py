@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from schemas.quota import Limit
+
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
 Port = Annotated[int, Meta(ge=0, le=65535)]  # 0: a free one
@@ -61,6 +63,7 @@ class Gateway(_Section, frozen=True):
     allowed_origins: tuple[Origin, ...] = ()  # pages of elsewhere that may use this gateway; "*": any
     default_model: str = ""  # empty: the only one there is, or the first by name
     default_max_tokens: Positive = 512
+    default_class: Literal["interactive", "standard", "batch"] = "interactive"  # service_tier "auto"
     max_message_bytes: Positive = 1 << 20  # one request body or WebSocket message; larger: coded error
     max_frame_bytes: Positive = 16 << 20  # WebSocket protocol limit; larger: close 1009
     max_connections: Positive = 20_000
@@ -124,11 +127,26 @@ class Routing(_Section, frozen=True):
     fallback: dict[ModelName, tuple[ModelName, ...]] = {}
 
 
+class Limits(_Section, frozen=True):
+    """What a tenant may use where its key or token says nothing (0: no limit), its share of a model's slots,
+    and what may wait for a model in each class."""
+
+    requests_per_minute: Limit = 0
+    tokens_per_minute: Limit = 0
+    concurrent_responses: Limit = 0
+    min_share: Positive = 2  # slots of a model that any tenant may fill ahead of those above their share
+    max_queued_interactive: Positive = 10_000
+    max_queued_standard: Positive = 10_000
+    max_queued_batch: Positive = 50_000
+    lease_s: Annotated[float, Meta(ge=1)] = 30  # what a dead gateway held counts for so long
+
+
 class Worker(_Section, frozen=True):
     engine: Literal["vllm", "sim"] = "vllm"
     model: str = "smollm2"  # hub id, local folder, or the name of a model made by `headrace model fetch`
     served_name: str = ""  # what clients call it; empty: the model's own name
     slots: Annotated[int, Meta(ge=0)] = 0  # 0: the engine's own max_num_seqs
+    reserved_slots: Annotated[int, Meta(ge=0)] = 0  # of them, for interactive jobs within their share only
     host: str = "127.0.0.1"  # health and metrics
     port: Port = 8081
     presence_interval_s: Annotated[float, Meta(gt=0, le=15)] = 2  # a card is swept when 60 s old
@@ -171,6 +189,7 @@ class Config(_Section, frozen=True):
     gateway: Gateway = Gateway()
     auth: Auth = Auth()
     routing: Routing = Routing()
+    limits: Limits = Limits()
     worker: Worker = Worker()
     sim: Sim = Sim()
     vllm: dict[str, Any] = {}

@@ -6,6 +6,7 @@ A code belongs to one of three kinds: the client's fault (refused, never retried
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -70,6 +71,8 @@ ERRORS: dict[str, ErrorSpec] = {
     "too_many_responses": ErrorSpec("rate_limit_error", 429, _C, retry_after_s=1),
     "too_many_connections": ErrorSpec("rate_limit_error", 429, _P, ws_close=1013, retry_after_s=5),
     "queue_full": ErrorSpec("rate_limit_error", 429, _P, retry_after_s=5),
+    "rate_limit_exceeded": ErrorSpec("rate_limit_error", 429, _C),
+    "deadline_unreachable": ErrorSpec("rate_limit_error", 429, _P, retry_after_s=5),
     # ends of an accepted response
     "cancelled": ErrorSpec(_BAD, 409, _C, QueueAction.ACK),
     "deadline_exceeded": ErrorSpec("timeout_error", 504, _P, QueueAction.ACK),
@@ -90,13 +93,24 @@ ERRORS: dict[str, ErrorSpec] = {
 
 class HeadraceError(Exception):
     """A refusal or failure with a code of the table. ``message`` tells the client what to change;
-    ``param`` names the field at fault, as a path such as ``input[0].content``."""
+    ``param`` names the field at fault, as a path such as ``input[0].content``. ``retry_after_s``: where more
+    is known than the table says. ``headers``: what HTTP says beside it."""
 
-    def __init__(self, code: str, message: str, *, param: str | None = None) -> None:
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         self.spec = ERRORS[code]
         self.code = code
         self.message = message
         self.param = param
+        self.retry_after_s = self.spec.retry_after_s if retry_after_s is None else retry_after_s
+        self.headers = headers or {}
         super().__init__(f"{code}: {message}")
 
     def body(self) -> dict[str, str | None]:

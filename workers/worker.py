@@ -120,7 +120,8 @@ class Worker:
         def on_job(delivery: JobDelivery) -> None:
             self._begin(Run(bench, delivery, earlier=self.runs.get(response_of(delivery))), group, puller)
 
-        puller = JobPuller(broker, model, on_job=on_job)
+        reserved = min(self._config.worker.reserved_slots, info.slots - 1)
+        puller = JobPuller(broker, model, on_job=on_job, reserved=reserved)
         await presence.answer_pings(broker, self.id)
         await broker.nc.subscribe(subjects.cancel(ResponseId("*")), cb=self._nudge)
         self._show_load(info)

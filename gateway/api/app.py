@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
+from gateway.admission import LIMIT_HEADERS
 from gateway.api import (
     chat_completions,
     completions,
@@ -78,7 +79,7 @@ def _guarded(app: ASGIApp, front: Front, door: Door | None) -> ASGIApp:
             allow_origins=limits.allowed_origins,
             allow_methods=("GET", "POST", "DELETE"),
             allow_headers=("*",),
-            expose_headers=("retry-after", "x-request-id"),
+            expose_headers=("retry-after", "x-request-id", *LIMIT_HEADERS),
         )
     loopback_only = door is None and is_loopback(limits.host) and not limits.allow_unauthenticated
     return Guard(inner, limits.allowed_origins, loopback_only=loopback_only)

@@ -13,7 +13,7 @@ import msgspec
 from gateway.api.choices import Tally
 from gateway.api.errors import http_body, of_end
 from gateway.api.token_logprobs import Spelling, show
-from gateway.generation import Ended, Parsed, Text, Update
+from gateway.generation import Ended, Parsed, Queued, Text, Update
 from gateway.output.pieces import Arguments, Call, CallOpened, Item, Piece, Reasoning, Thought, Words
 from schemas.errors import HeadraceError
 from schemas.ids import ResponseId, call_id
@@ -206,6 +206,8 @@ class ChatChunks:
                 return self._parsed(update)
             case Ended():
                 return self._end(update)
+            case Queued() if update.position:
+                return b": queued %d\n\n" % update.position  # a comment, which parsers skip
             case _:
                 return b""
 

@@ -44,10 +44,11 @@ class SocketError(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def http_headers(error: HeadraceError) -> dict[str, str]:
-    after = error.spec.retry_after_s
+    after = error.retry_after_s
+    headers = {**error.headers, **({} if after is None else {"retry-after": str(after)})}
     if error.spec.http_status == 401:
-        return {"www-authenticate": 'Bearer realm="headrace"'}
-    return {} if after is None else {"retry-after": str(after)}
+        headers["www-authenticate"] = 'Bearer realm="headrace"'
+    return headers
 
 
 def http_answer(error: HeadraceError, headers: dict[str, str] | None = None) -> Response:

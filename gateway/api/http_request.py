@@ -12,6 +12,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.admission import limit_headers
 from gateway.api.front import Front, caller_of
 from gateway.api.parse_json import JsonObject, decode_object, too_large
 from gateway.generation import Ended, Generation
@@ -174,8 +175,10 @@ def json_answer(body: msgspec.Struct, live: Live) -> Response:
 
 def headers_of(live: Live) -> dict[str, str]:
     """``x-request-id`` is the response's id: with it, any API's response can be found and cancelled. The
-    others tell the model and how it was chosen."""
+    others tell the model, how it was chosen, and what is left of the tenant's limits, which is told by the
+    gateway that admitted it."""
     headers = {"x-request-id": live.response_id, "x-headrace-model": _shown(live.model_name)}
+    headers |= limit_headers(live.allowance)
     if (route := live.job.presentation.route) is not None:
         headers["x-headrace-route"] = _shown("; ".join(filter(None, (route.by, route.reason))))
     return headers

@@ -183,6 +183,8 @@ _SUBMIT = (
     "conversation_busy",
     "idempotency_conflict",
     "queue_full",
+    "rate_limit_exceeded",
+    "deadline_unreachable",
     "broker_unavailable",
     "no_worker",
     "going_away",

@@ -20,6 +20,7 @@ from gateway.api.parse_tools import CallId, Effort, Name, choice_of, tools_of
 from gateway.api.responses_object import Echo
 from gateway.caller import Caller
 from gateway.generation import ChatMessage, Generation, Speaker, TemplateOptions, ToolCall
+from gateway.service_tier import priority_of
 from gateway.tokenizer import TEMPLATE_NAMES
 from schemas.config import Gateway
 from schemas.errors import HeadraceError
@@ -179,6 +180,7 @@ def chat_generation(
         reasoning_effort=chat.reasoning_effort,
         max_tokens_given=given is not None,
         stop=chat.stop_strings(),
+        priority=priority_of(chat.service_tier, limits.default_class),
         store=False,
         echo=msgspec.json.encode(echo).decode(),
         traceparent=traceparent,
@@ -204,6 +206,7 @@ def question_generation(
         max_tokens_given=False,
         # its own name space: a conversation of the Responses API never meets a user's
         conversation=f"user/{question.user_id}",
+        priority=limits.default_class,
         traceparent=traceparent,
         received_unix_ms=received_unix_ms,
     )
@@ -256,7 +259,6 @@ def _unsupported(param: str, instead: str) -> HeadraceError:
 def _refuse_unserved(chat: ChatCompletion) -> None:
     refused = {
         "store": (chat.store is True, "answers are not kept to be listed later; leave it out"),
-        "service_tier": (chat.service_tier not in (None, "auto", "default"), "use 'auto'"),
     }
     for name, (is_refused, instead) in refused.items():
         if is_refused:

@@ -27,6 +27,7 @@ from gateway.api.parse_tools import (
 from gateway.api.responses_object import Echo, OutputFormat, TextFormat
 from gateway.caller import Caller
 from gateway.generation import ChatMessage, Generation
+from gateway.service_tier import priority_of
 from schemas.config import Gateway
 from schemas.errors import HeadraceError
 from schemas.ids import ResponseId, parse_response_id
@@ -169,6 +170,7 @@ def to_generation(
         stop=create.stop_strings(),
         conversation=conversation,
         previous_response_id=_previous(create.previous_response_id),
+        priority=priority_of(create.service_tier, limits.default_class),
         store=create.store is not False,
         echo=msgspec.json.encode(_echo(create)).decode(),
         idempotency_key=create.idempotency_key,
@@ -230,7 +232,6 @@ def _refuse_unserved(create: ResponseCreate) -> None:
         "background": (bool(create.background), "stream instead, and resume if the connection breaks"),
         "generate": (create.generate is False, "leave it out"),
         "include": (bool(set(create.include or ()) - {LOGPROBS}), f"only {LOGPROBS!r} is"),
-        "service_tier": (create.service_tier not in (None, "auto", "default"), "use 'auto'"),
         "text.verbosity": (text.verbosity is not None, "leave it out"),
         "truncation": _truncation(create),
     }

@@ -26,7 +26,7 @@ from gateway.api.responses_object import (
 )
 from gateway.api.token_logprobs import Spelling, show
 from gateway.cursor import cursor, ending, token_of
-from gateway.generation import Ended, Parsed, Started, Text, Update
+from gateway.generation import Ended, Parsed, Queued, Started, Text, Update
 
 CREATED, QUEUED, IN_PROGRESS = cursor(0, 0), cursor(0, 1), cursor(0, 2)
 ITEM_ADDED, PART_ADDED, FIRST_DELTA = cursor(1, 0), cursor(1, 1), cursor(1, 2)
@@ -44,6 +44,8 @@ class ResponseEvent(msgspec.Struct, frozen=True):
     sequence_number: int
     response: Response
     stream_id: Lane
+    position: int | msgspec.UnsetType = msgspec.UNSET  # of ``response.queued``
+    eta_ms: int | msgspec.UnsetType | None = msgspec.UNSET
 
 
 Event = ResponseEvent | GrowthEvent
@@ -77,6 +79,7 @@ class ResponseEvents:
         after: int = -1,
         stream_id: str | None = None,
         is_parsed: bool = False,
+        queued: Queued | None = None,
     ) -> None:
         self._head = head
         self._output = output
@@ -85,15 +88,14 @@ class ResponseEvents:
         self._lane: Lane = msgspec.UNSET if stream_id is None else stream_id
         self._item_id = item_id(head.id)
         self._is_parsed = is_parsed
+        self._queued = queued
         self._in_progress = False
         self._open = False
         self._items: Items | None = None  # where it is parsed
 
     def opening(self) -> list[Event]:
         """Sent as soon as the response is accepted."""
-        return self._unseen(
-            [self._plain("response.created", CREATED), self._plain("response.queued", QUEUED)]
-        )
+        return self._unseen([self._plain("response.created", CREATED), self._waits(self._queued)])
 
     def feed(self, update: Update) -> list[Event]:
         match update:
@@ -105,6 +107,8 @@ class ResponseEvents:
                 return self._end(update)
             case Started():
                 return self._unseen(self._start())
+            case Queued():
+                return [self._waits(update)]  # no cursor: told whatever was seen, under the number it has
 
     def _unseen(self, events: list[Event]) -> list[Event]:
         if self._after < 0:
@@ -116,6 +120,12 @@ class ResponseEvents:
     ) -> Event:
         status: Status = "in_progress" if kind == "response.in_progress" else "queued"
         return ResponseEvent(kind, number, running(self._head, status), self._lane)
+
+    def _waits(self, queued: Queued | None) -> Event:
+        event = self._plain("response.queued", QUEUED)
+        if queued is None:
+            return event
+        return msgspec.structs.replace(event, position=queued.position, eta_ms=queued.eta_ms)
 
     def _start(self) -> list[Event]:
         if self._in_progress:

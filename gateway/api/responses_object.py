@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from gateway.api.token_logprobs import NONE
 from gateway.generation import Ended
+from gateway.service_tier import tier_of
 from schemas.errors import ERRORS
 from schemas.ids import ResponseId
 from schemas.job import Job, Memory, Route
@@ -198,7 +199,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     text: TextConfig = TextConfig()
     top_logprobs: int
     truncation: Literal["auto", "disabled"]
-    service_tier: Literal["default"] = "default"
+    service_tier: str
     memory: Memory
     routing: Routing | msgspec.UnsetType = msgspec.UNSET
     timings: ResponseTimings | msgspec.UnsetType = msgspec.UNSET
@@ -210,6 +211,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
 
     id: ResponseId
     memory: Memory = "none"
+    service_tier: str = "default"
     created_unix_ms: int
     model: str
     route: Route | None = None
@@ -226,6 +228,7 @@ def head(job: Job) -> Head:
     return Head(
         id=job.response,
         memory=shown.memory,
+        service_tier=tier_of(job.priority),
         created_unix_ms=job.created_unix_ms,
         model=job.model_name,
         route=shown.route,
@@ -330,6 +333,7 @@ def _build(
         truncation="disabled" if alone else "auto",
         memory=head.memory,
         routing=_routing(head),
+        service_tier=head.service_tier,
     )
 
 

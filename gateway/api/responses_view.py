@@ -69,6 +69,7 @@ def events_of(front: Front, live: Live, *, after: int = -1, stream_id: str | Non
         after=after,
         stream_id=stream_id,
         is_parsed=live.is_parsed,
+        queued=live.queued,
     )
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from gateway.generation import Ended, Started, Update
+from gateway.generation import Ended, Queued, Started, Update
 from gateway.live import Live
 from schemas.ids import ModelToken
 from schemas.reply import TokenLogprobs
@@ -92,7 +92,7 @@ def _weight(live: Live, updates: Sequence[Update]) -> int:
     tokens = 0
     for update in updates:
         match update:
-            case Started():
+            case Started() | Queued():
                 pass
             case Ended():
                 tokens += update.total

@@ -35,8 +35,8 @@ class Mailbox:
 
 
 def merged(events: list[JsonObject]) -> list[JsonObject]:
-    """With each run of deltas of one place as one delta, and of each run of events without a number (queue
-    positions: only the newest is true) the last of its type."""
+    """With each run of deltas of one place as one delta, and of each run of queue positions, and of events
+    without a number, the last of its type: only the newest is true."""
     result: list[JsonObject] = []
     run: list[JsonObject] = []
     for event in events:
@@ -52,6 +52,8 @@ def merged(events: list[JsonObject]) -> list[JsonObject]:
 def _continues(before: JsonObject, event: JsonObject) -> bool:
     if any(before.get(key) != event.get(key) for key in _PLACE):
         return False
+    if event.get("type") == "response.queued":
+        return True
     if "sequence_number" not in before and "sequence_number" not in event:
         return True
     return isinstance(before.get("delta"), str) and isinstance(event.get("delta"), str)

@@ -109,7 +109,8 @@ class StreamState:
             self.over, self.terminal = True, event
         number = event.get("sequence_number")
         if number is not None:
-            if number <= self.after:
+            is_position = number == self.after and event.get("type") == "response.queued"
+            if number <= self.after and not is_position:
                 return None
             self.after = number
         return {key: value for key, value in event.items() if key != "stream_id"}

@@ -50,6 +50,10 @@ class Process:
     def terminate(self) -> None:
         self._process.send_signal(signal.SIGTERM)
 
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
     def wait(self, limit_s: float = 20) -> int:
         return self._process.wait(limit_s)
 
@@ -64,7 +68,7 @@ class Process:
 
 
 class Gateway(Process):
-    """``auth``: that section; ``extra``: variables of others; the rest is of [gateway]."""
+    """``auth`` and ``limits``: those sections; ``extra``: variables of others; the rest is of [gateway]."""
 
     def __init__(
         self,
@@ -73,6 +77,7 @@ class Gateway(Process):
         folder: Path,
         auth: Mapping[str, object] | None = None,
         extra: Mapping[str, str] | None = None,
+        limits: Mapping[str, object] | None = None,
         **gateway: object,
     ) -> None:
         tls = "s" if "tls_cert" in gateway else ""
@@ -81,6 +86,7 @@ class Gateway(Process):
         self.ws_url = f"ws{tls}://127.0.0.1:{self.port}"
         authentication = {f"HEADRACE_AUTH__{key.upper()}": str(value) for key, value in (auth or {}).items()}
         settings = {f"HEADRACE_GATEWAY__{key.upper()}": str(value) for key, value in gateway.items()}
+        settings |= {f"HEADRACE_LIMITS__{key.upper()}": str(value) for key, value in (limits or {}).items()}
         environ = {
             "HEADRACE_NATS__URL": nats.url,
             "HEADRACE_REDIS__URL": redis.url,
@@ -136,10 +142,11 @@ def gateway(
     folder: Path,
     auth: Mapping[str, object] | None = None,
     extra: Mapping[str, str] | None = None,
+    limits: Mapping[str, object] | None = None,
     **settings: object,
 ) -> Iterator[Gateway]:
     """Ready to answer."""
-    process = Gateway(nats, redis, folder, auth, extra, **settings)
+    process = Gateway(nats, redis, folder, auth, extra, limits, **settings)
     try:
         process.wait_until_ready()
         yield process

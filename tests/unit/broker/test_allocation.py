@@ -66,3 +66,46 @@ def test_no_queue_starves_behind_a_backlog() -> None:
 
 def test_one_queue() -> None:
     assert allocate(3, [0], [0], turn=7) == [1]
+
+
+def test_a_better_queue_is_asked_before_a_known_backlog_below_it() -> None:
+    """Else a job in it would be heard of only when the lower backlog is done."""
+    pending, nothing = [0, 0, 0, 900, 0, 0], [False] * 6
+    assert allocate(2, pending, [0] * 6, known=nothing) == [2, 0, 0, 0, 0, 0]
+    assert allocate(2, pending, [0] * 6, known=[True, *nothing[1:]]) == [0, 2, 0, 0, 0, 0]
+    assert allocate(2, pending, [0] * 6, known=[True, True, True, False, False, False]) == [0, 0, 0, 2, 0, 0]
+    assert allocate(2, pending, [1, 0, 0, 0, 0, 0], known=[False, True, True, *nothing[3:]]) == [
+        0,
+        0,
+        0,
+        1,
+        0,
+        0,
+    ]
+
+
+def test_a_floor_does_not_look_again_where_nothing_was() -> None:
+    turn = FLOOR_EVERY - 1  # of queue 1
+    assert allocate(1, [9, 0, 0, 0, 0, 0], [0] * 6, turn, known=[False] * 6) == [0, 1, 0, 0, 0, 0]
+    assert allocate(1, [9, 0, 0, 0, 0, 0], [0] * 6, turn, known=[True] * 6) == [1, 0, 0, 0, 0, 0]
+
+
+@given(
+    free=st.integers(0, 60),
+    pending=counts,
+    outstanding=counts,
+    reserved=st.integers(0, 8),
+    known=st.lists(st.booleans(), min_size=QUEUES, max_size=QUEUES),
+    turn=st.integers(0, 100),
+)
+def test_reserved_slots_are_the_best_queues(
+    free: int, pending: list[int], outstanding: list[int], reserved: int, known: list[bool], turn: int
+) -> None:
+    asks = allocate(free, pending, outstanding, turn, known=known, reserved=reserved)
+    assert sum(asks) <= max(0, free - sum(outstanding))
+    if any(asks[1:]):
+        assert sum(asks[1:]) + sum(outstanding[1:]) <= free - reserved
+
+
+def test_a_job_of_the_best_queue_finds_a_reserved_slot() -> None:
+    assert allocate(1, [0, 0, 900, 0, 0, 0], [0] * 6, reserved=1) == [1, 0, 0, 0, 0, 0]

@@ -253,7 +253,7 @@ class TestResponses:
                 "invalid_value",
                 "input[0].content[0].type",
             ),
-            ({"input": "x", "service_tier": "flex"}, "unsupported_parameter", "service_tier"),
+            ({"input": "x", "service_tier": "scale"}, "unsupported_parameter", "service_tier"),
             ({"input": "x", "include": ["file_search_call.results"]}, "unsupported_parameter", "include"),
             ({"input": "x", "text": {"verbosity": "low"}}, "unsupported_parameter", "text.verbosity"),
             ({"input": "x", "text": {"form": {}}}, "unknown_parameter", "text.form"),

@@ -1,0 +1,324 @@
+"""What tenants have used, in Redis, so that all gateways count as one: requests and tokens per minute,
+responses in flight, and who is above its share of a model.
+
+One script decides and charges at once; all keys share a hash tag. A response in flight is a lease that its
+gateway renews, so that what a dead gateway held comes back. Without Redis each gateway counts for itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections import Counter, defaultdict
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import cast
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from broker import metrics
+from gateway.breaker import Breaker
+from gateway.rate import LimitName, LocalRates, Ruling, lane_of, room_of
+from schemas.config import Limits
+from schemas.ids import ModelToken, ResponseId, TenantId
+from schemas.job import Lane
+from schemas.quota import Quota
+
+log = logging.getLogger(__name__)
+
+AWAY_S = 1.0  # after an error Redis is left alone for so long
+PROBE_S = 5.0
+RENEW_CHUNK = 500  # leases of one command
+LAST_WORDS_S = 1.0  # at the end, for giving all leases back
+
+# KEYS of each script: requests' and tokens' fill times, the tenant's leases, those on this model, the model's
+# tenants. Times are milliseconds of the server's clock, the only one that all gateways share.
+_NOW = "local t = redis.call('TIME') local now = t[1] * 1000 + t[2] / 1000 "
+_FILL = """
+local function fill(key) return math.max(tonumber(redis.call('GET', key) or '0'), now) end
+local function put(key, at)
+  if at > now then redis.call('SET', key, string.format('%.3f', at), 'PX', math.ceil(at - now))
+  else redis.call('DEL', key) end
+end
+"""
+# ARGV: response, tenant, requests/min, tokens/min, concurrent, tokens asked, slots, least share, lease ms.
+# Asked again (a request repeated under its idempotency key, a command whose answer was lost) it charges once.
+_TAKE = (
+    _NOW
+    + _FILL
+    + """
+local id, rpm, tpm = ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4])
+local most, cost = tonumber(ARGV[5]), tonumber(ARGV[6])
+for k = 3, 5 do redis.call('ZREMRANGEBYSCORE', KEYS[k], '-inf', now) end
+local req, tok = fill(KEYS[1]), fill(KEYS[2])
+local again = redis.call('ZSCORE', KEYS[4], id)
+local refused, wait = 0, 0
+if not again then
+  local req2, tok2 = req, tok
+  if rpm > 0 then req2 = req + 60000 / rpm end
+  if tpm > 0 then tok2 = tok + cost * 60000 / tpm end
+  local req_wait, tok_wait = req2 - now - 60000, tok2 - now - 60000
+  if most > 0 and redis.call('ZCARD', KEYS[3]) >= most then refused = 3
+  elseif tpm > 0 and cost > tpm then refused, wait = 2, -1
+  elseif tpm > 0 and tok_wait > 1e-3 and (rpm == 0 or tok_wait >= req_wait) then refused, wait = 2, tok_wait
+  elseif rpm > 0 and req_wait > 1e-3 then refused, wait = 1, req_wait
+  else
+    req, tok = req2, tok2
+    put(KEYS[1], req) put(KEYS[2], tok)
+  end
+end
+local over = 0
+if refused == 0 then
+  local mine = redis.call('ZCARD', KEYS[4])
+  if again then mine = mine - 1 end
+  local lease = tonumber(ARGV[9])
+  redis.call('ZADD', KEYS[3], now + lease, id)
+  redis.call('ZADD', KEYS[4], now + lease, id)
+  redis.call('ZADD', KEYS[5], now + lease, ARGV[2])
+  for k = 3, 5 do redis.call('PEXPIRE', KEYS[k], lease) end
+  local share = math.max(tonumber(ARGV[8]), math.floor(tonumber(ARGV[7]) / redis.call('ZCARD', KEYS[5])))
+  if mine >= share then over = 1 end
+end
+return {refused, tostring(wait), over, tostring(req - now), tostring(tok - now), again and 1 or 0}
+"""
+)
+# ARGV: response, tenant, requests/min, tokens/min, requests and tokens used beyond what was charged. Once:
+# only who holds the lease is corrected.
+_GIVE_BACK = (
+    _NOW
+    + _FILL
+    + """
+redis.call('ZREM', KEYS[3], ARGV[1])
+if redis.call('ZREM', KEYS[4], ARGV[1]) == 1 then
+  local rpm, tpm = tonumber(ARGV[3]), tonumber(ARGV[4])
+  if rpm > 0 then put(KEYS[1], fill(KEYS[1]) + tonumber(ARGV[5]) * 60000 / rpm) end
+  if tpm > 0 then put(KEYS[2], fill(KEYS[2]) + tonumber(ARGV[6]) * 60000 / tpm) end
+end
+if redis.call('ZCARD', KEYS[4]) == 0 then redis.call('ZREM', KEYS[5], ARGV[2]) end
+"""
+)
+# ARGV: lease ms, tenant, responses …
+_RENEW = (
+    _NOW
+    + """
+local lease = tonumber(ARGV[1])
+for i = 3, #ARGV do
+  redis.call('ZADD', KEYS[3], now + lease, ARGV[i])
+  redis.call('ZADD', KEYS[4], now + lease, ARGV[i])
+end
+redis.call('ZADD', KEYS[5], now + lease, ARGV[2])
+for k = 3, 5 do redis.call('PEXPIRE', KEYS[k], lease) end
+"""
+)
+_REFUSED: tuple[LimitName | None, ...] = (None, "requests", "tokens", "concurrent")
+_LANES: tuple[Lane, Lane] = ("fair", "over")
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One response's use: ``tokens`` are charged at once, ``slots`` are the model's."""
+
+    response: ResponseId
+    tenant: TenantId
+    model: ModelToken
+    quota: Quota
+    tokens: int
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Return:
+    claim: Claim
+    requests: int
+    tokens: int
+
+
+class TenantLimits:
+    """``run`` renews the leases and gives them back; nothing is given back without it."""
+
+    def __init__(self, redis: Redis, config: Limits) -> None:
+        self._redis = redis
+        self._min_share = config.min_share
+        self._lease_s = config.lease_s
+        self._breaker = Breaker(pause_s=AWAY_S, probe_s=PROBE_S)
+        self._rates = LocalRates()
+        self._held: dict[ResponseId, Claim] = {}
+        self._by_tenant: Counter[TenantId] = Counter()
+        self._by_model: defaultdict[ModelToken, Counter[TenantId]] = defaultdict(Counter)
+        self._returns: dict[ResponseId, _Return] = {}  # as many as end within one command to Redis
+        self._news = asyncio.Event()
+        self.degraded = False  # Redis is away: this gateway counts for itself
+
+    async def take(self, claim: Claim) -> Ruling:
+        """Charge and hold it, unless the ruling says otherwise. What is held must be given back. What
+        somebody holds already stays theirs: the same response was asked for before, and cost then."""
+        if claim.response in self._held:
+            return Ruling(repeats=True)
+        ruling = None
+        if self._breaker.allows(time.monotonic()):
+            try:
+                ruling = await self._ask(claim)
+                self._answered()
+            except RedisError as error:
+                self._failed(error)
+                self._return(_Return(claim, -1, -claim.tokens))  # it may have been taken
+            except asyncio.CancelledError:
+                self._return(_Return(claim, -1, -claim.tokens))
+                raise
+        ruling = ruling or self._ask_here(claim)
+        if ruling.refused is None and not ruling.repeats:
+            self._hold(claim)
+        return ruling
+
+    def give_back(self, claim: Claim, *, requests: int = 0, tokens: int = 0) -> None:
+        """It is over, once. ``requests``, ``tokens``: used beyond what was charged; negative: less."""
+        if self._held.get(claim.response) is not claim:
+            return
+        del self._held[claim.response]
+        _less(self._by_tenant, claim.tenant)
+        on_model = self._by_model[claim.model]
+        _less(on_model, claim.tenant)
+        if not on_model:
+            del self._by_model[claim.model]
+        if self.degraded:
+            self._rates.correct(claim.tenant, claim.quota, tokens=tokens, requests=requests)
+        self._return(_Return(claim, requests, tokens))
+
+    async def run(self) -> None:
+        """Never returns. Cancelled, it gives all leases back: what goes on in the queue is nobody's here."""
+        loop = asyncio.get_running_loop()
+        renew_s = self._lease_s / 3
+        renew_at = loop.time() + renew_s
+        try:
+            while True:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(renew_at):
+                        await self._news.wait()
+                self._news.clear()
+                await self._settle()
+                if loop.time() >= renew_at:
+                    renew_at = loop.time() + renew_s
+                    await self._renew()
+        finally:
+            for claim in list(self._held.values()):
+                self.give_back(claim)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_S):
+                    await self._settle()
+
+    # -- here ---------------------------------------------------------------------------------------
+
+    def _ask_here(self, claim: Claim) -> Ruling:
+        tenants = self._by_model[claim.model].keys() | {claim.tenant}
+        mine = self._by_model[claim.model][claim.tenant]
+        return self._rates.ask(
+            claim.tenant,
+            claim.quota,
+            tokens=claim.tokens,
+            in_flight=self._by_tenant[claim.tenant],
+            lane=lane_of(mine, claim.slots, len(tenants), self._min_share),
+            now_ms=time.monotonic() * 1000,
+        )
+
+    def _hold(self, claim: Claim) -> None:
+        self._returns.pop(claim.response, None)
+        self._held[claim.response] = claim
+        self._by_tenant[claim.tenant] += 1
+        self._by_model[claim.model][claim.tenant] += 1
+
+    def _return(self, given: _Return) -> None:
+        self._returns[given.claim.response] = given
+        self._news.set()
+
+    # -- Redis --------------------------------------------------------------------------------------
+
+    async def _ask(self, claim: Claim) -> Ruling:
+        quota = claim.quota
+        said = await self._redis.eval(
+            _TAKE,
+            5,
+            *_keys(claim),
+            *(claim.response, claim.tenant),
+            *(quota.requests_per_minute, quota.tokens_per_minute, quota.concurrent_responses),
+            *(claim.tokens, claim.slots, self._min_share, int(self._lease_s * 1000)),
+        )
+        refused, wait, over, requests, tokens, again = cast("tuple[int, bytes, int, bytes, bytes, int]", said)
+        wait_ms = float(wait)
+        return Ruling(
+            _LANES[over],
+            _REFUSED[refused],
+            math.inf if wait_ms < 0 else wait_ms,
+            room_of(quota.requests_per_minute, float(requests), 0.0),
+            room_of(quota.tokens_per_minute, float(tokens), 0.0),
+            repeats=bool(again),
+        )
+
+    async def _settle(self) -> None:
+        """Without Redis nothing: leases that nobody renews come back by themselves."""
+        returns, self._returns = self._returns, {}
+        if not returns or not self._breaker.allows(time.monotonic()):
+            return
+        pipe = self._redis.pipeline(transaction=False)
+        for given in returns.values():
+            quota = given.claim.quota
+            limits = (quota.requests_per_minute, quota.tokens_per_minute)
+            arguments = (given.claim.response, given.claim.tenant, *limits, given.requests, given.tokens)
+            pipe.eval(_GIVE_BACK, 5, *_keys(given.claim), *map(str, arguments))
+        try:
+            await pipe.execute()
+            self._answered()
+        except RedisError as error:
+            self._failed(error)
+
+    async def _renew(self) -> None:
+        if not self._held or not self._breaker.allows(time.monotonic()):
+            return
+        held: defaultdict[tuple[TenantId, ModelToken], list[Claim]] = defaultdict(list)
+        for claim in self._held.values():
+            held[claim.tenant, claim.model].append(claim)
+        pipe = self._redis.pipeline(transaction=False)
+        for claims in held.values():
+            for start in range(0, len(claims), RENEW_CHUNK):
+                some = claims[start : start + RENEW_CHUNK]
+                named = (str(int(self._lease_s * 1000)), some[0].tenant, *(claim.response for claim in some))
+                pipe.eval(_RENEW, 5, *_keys(some[0]), *named)
+        try:
+            await pipe.execute()
+            self._answered()
+        except RedisError as error:
+            self._failed(error)
+
+    def _failed(self, error: RedisError) -> None:
+        if self._breaker.failed(time.monotonic()):
+            log.warning("Redis does not answer, limits count on this gateway alone: %s", error)
+        self._degrade(True)
+
+    def _answered(self) -> None:
+        if self._breaker.answered():
+            log.info("Redis answers again, limits count over all gateways")
+        self._degrade(False)
+
+    def _degrade(self, degraded: bool) -> None:
+        self.degraded = degraded
+        metrics.LIMITS_LOCAL.set(degraded)
+
+
+def _keys(claim: Claim) -> tuple[str, ...]:
+    tenant, model = claim.tenant, claim.model
+    prefix = "hr:{limits}"
+    return (
+        f"{prefix}:requests:{tenant}",
+        f"{prefix}:tokens:{tenant}",
+        f"{prefix}:leases:{tenant}",
+        f"{prefix}:leases:{tenant}:{model}",
+        f"{prefix}:tenants:{model}",
+    )
+
+
+def _less(counter: Counter[TenantId], tenant: TenantId) -> None:
+    counter[tenant] -= 1
+    if counter[tenant] <= 0:
+        del counter[tenant]
