@@ -51,14 +51,29 @@ class Stored:
     duplicate: bool
 
 
-async def publish_job(broker: Broker, job: Job, *, msg_id: str | None = None, timeout_s: float = 5) -> Stored:
-    """Returns once the job is stored: the response is accepted. ``msg_id`` defaults to the response id.
+async def enqueue_held(broker: Broker, job: Job) -> None:
+    """Put a held job into the queue; once, however many do. Raises as ``publish_job``."""
+    job = msgspec.structs.replace(job, held=False)
+    try:
+        await publish_job(broker, job, msg_id=f"{job.response}-run", only_first=True)
+    except jetstream.ApiError as error:
+        if not error.wrong_last_sequence:
+            raise
+
+
+async def publish_job(
+    broker: Broker, job: Job, *, msg_id: str | None = None, only_first: bool = False, timeout_s: float = 5
+) -> Stored:
+    """Returns once the job is stored: the response is accepted. ``msg_id`` defaults to the response id;
+    ``only_first``: not (``ApiError``) where its subject holds one already.
     Raises ``HeadraceError``: payload_too_large, and broker_unavailable, at once when disconnected. After a
     timeout the job may still have been stored; a further try under the same id finds it."""
     if not broker.connected:
         raise NoAnswer("disconnected", "job")
     headers = _job_headers(job)
     headers[jetstream.MSG_ID] = msg_id or job.response
+    if only_first:
+        headers[jetstream.EXPECTED_SEQ] = "0"
     data = codec.encode(job)
     if len(data) > broker.nc.max_payload - jetstream.HEADERS_ALLOWANCE:
         raise HeadraceError(

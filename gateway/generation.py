@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gateway.cache_key import CacheWish
 from schemas.ids import ResponseId, TenantId
 from schemas.job import Priority
 from schemas.quota import UNLIMITED, Quota
@@ -34,7 +35,7 @@ class Generation:
     ``conversation`` or ``previous_response_id`` (never both). ``sampling.max_tokens`` is 0-free: where
     the client gave none, ``max_tokens_given`` is False and the pipeline fits it to the model.
     ``echo``: JSON text of the request's fields which the response object repeats. ``idempotency_key``: a
-    request that repeats it is given the response to the first.
+    request that repeats it is given the response to the first. ``cache``: whether the answer may be shared.
     """
 
     api: Api
@@ -53,6 +54,7 @@ class Generation:
     idempotency_key: str | None = None
     traceparent: str | None = None
     quota: Quota = UNLIMITED
+    cache: CacheWish = "auto"
     received_unix_ms: float = 0.0  # when the request's bytes were here; edge time counts from it
 
 

@@ -20,6 +20,7 @@ from gateway import closer
 from gateway.attendance import Attendance
 from gateway.background import Background
 from gateway.conversation import Opened
+from gateway.feed import Feed
 from gateway.live import Live, now_ms
 from gateway.meter import Meter
 from gateway.tokenizer import ChatTokenizer
@@ -28,7 +29,7 @@ from schemas.config import Gateway
 from schemas.errors import HeadraceError
 from schemas.ids import GatewayId, ResponseId, WorkerId
 from schemas.job import Job
-from schemas.reply import Closed, Handoff, ReplyMessage, Started, Tokens
+from schemas.reply import Closed, Handoff, Joined, Parted, ReplyMessage, Started, Tokens
 
 log = logging.getLogger(__name__)
 
@@ -60,12 +61,14 @@ class Entry:
     deadline: asyncio.TimerHandle | None = None
     grace: asyncio.TimerHandle | None = None
     following: asyncio.Task[None] | None = None
+    feed: Feed | None = None  # of a response that it joined
     settled: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class InFlight:
-    """``on_ended`` is called once for each entry that came to its end, in the event loop. As many responses
-    of other gateways are followed as this one accepts of its own (``gateway.max_responses``)."""
+    """``on_ended`` is called once for each entry that came to its end, in the event loop; ``on_held`` for a
+    held job whose log has said whose tokens it has, or was found to say nothing. As many responses of other
+    gateways are followed as this one accepts of its own (``gateway.max_responses``)."""
 
     def __init__(
         self,
@@ -75,12 +78,14 @@ class InFlight:
         background: Background,
         *,
         on_ended: Callable[[Entry], None],
+        on_held: Callable[[Entry], None],
     ) -> None:
         self._broker = broker
         self._grace_s = limits.disconnect_grace_s
         self._max_followed = limits.max_responses
         self._background = background
         self._on_ended = on_ended
+        self._on_held = on_held
         self._entries: dict[ResponseId, Entry] = {}
         self._followers: asyncio.TaskGroup | None = None
         self._followed = 0
@@ -109,7 +114,7 @@ class InFlight:
     def kept_here(self) -> bool:
         """Whether anything would be missed if this gateway ended now: a client, or one that may come back
         here. What has gone on to another gateway would not."""
-        return any(entry.live.attended or not entry.live.elsewhere for entry in self._entries.values())
+        return any(entry.live.has_client or not entry.live.elsewhere for entry in self._entries.values())
 
     async def run(self) -> None:
         """Never returns."""
@@ -203,12 +208,14 @@ class InFlight:
 
     def _caught_up(self, entry: Entry) -> None:
         live = entry.live
-        if live.log.fence is None and not closer.is_of_use(live.job):
+        if live.log.last_seq == 0 and not closer.is_of_use(live.job):
             gone = HeadraceError("response_not_found", f"The response {live.response_id} is no longer kept.")
             self._remove(entry, gone)
             return
         entry.settled.set()
         self._set_deadline(entry)
+        if live.job.held:
+            self._on_held(entry)
 
     def _remove(self, entry: Entry, why: HeadraceError | None = None) -> None:
         """``why``: told to its readers, who may ask again, unless it has ended."""
@@ -222,6 +229,12 @@ class InFlight:
         entry.settled.set()
         if entry.following is not None:
             entry.following.cancel()
+        if entry.feed is not None:
+            entry.feed.close()
+
+    def is_live(self, entry: Entry) -> bool:
+        """It is followed here, and has not ended."""
+        return self._entry_of(entry.live) is entry
 
     def _entry_of(self, live: Live) -> Entry | None:
         entry = self._entries.get(live.response_id)
@@ -249,6 +262,8 @@ class InFlight:
         elif isinstance(message, Handoff):
             entry.worker = None
             self._watcher.over(live.response_id)  # that worker gives the job back by itself
+        elif isinstance(message, Joined | Parted) and (entry.accepted is not None or entry.settled.is_set()):
+            self._on_held(entry)
 
     def live_started(self, live: Live) -> None:
         if (entry := self._entry_of(live)) is not None and entry.accepted is not None:
@@ -359,11 +374,18 @@ class InFlight:
 
         async def close() -> None:
             try:
-                await closer.close_surely(self._broker, entry.live.job, closed, needed)
+                await closer.close_surely(
+                    self._broker, entry.live.job, closed, needed, ids_of=lambda: ids_at(entry.live)
+                )
             finally:
                 entry.closing = False
 
         self._background.spawn(close(), f"close {entry.live.response_id}")
+
+
+def ids_at(live: Live) -> tuple[int, ...] | None:
+    """What the end of its log must repeat: the tokens of a response that has no writer of its own."""
+    return tuple(live.log.ids) if live.is_joined else None
 
 
 def _unreadable() -> HeadraceError:

@@ -27,10 +27,12 @@ from gateway.catalog import Catalog, ModelCard
 from gateway.conversation import Conversations, Opened
 from gateway.ended import EndedResponses
 from gateway.generation import Generation
-from gateway.in_flight import Accepted, Entry, InFlight
+from gateway.in_flight import Accepted, Entry, InFlight, ids_at
 from gateway.jobs import make_job, request_digest
+from gateway.joining import Joining
 from gateway.live import Live
 from gateway.meter import Meter
+from gateway.sharing import Opening, Sharing, open_log, store_with_log
 from gateway.tokenizer import ChatTokenizer
 from gateway.vocabulary import check_token_ids
 from schemas.config import Config
@@ -67,7 +69,20 @@ class Pipeline:
         self._catalog = Catalog(broker, self._roster, default_model=config.gateway.default_model)
         self._background = Background()
         self._in_flight = InFlight(
-            broker, self.gateway, config.gateway, self._background, on_ended=self._on_ended
+            broker,
+            self.gateway,
+            config.gateway,
+            self._background,
+            on_ended=self._on_ended,
+            on_held=self._on_held,
+        )
+        self._sharing = Sharing(redis, config.cache, self._secret, self._background)
+        self._joining = Joining(
+            broker,
+            self._sharing.cache,
+            self._background,
+            attach=self.attach,
+            is_live=self._in_flight.is_live,
         )
         self._tail = ReplyTail(broker, self.gateway, on_message=self._in_flight.feed)
         self._conversations = Conversations(
@@ -78,6 +93,7 @@ class Pipeline:
             ttl_s=config.gateway.conversation_ttl_s,
             tokenizer_of=self._tokenizer_of,
             is_live=self._in_flight.__contains__,
+            settle=self._settle,
         )
         self._ended = EndedResponses()
         self._submitting = 0
@@ -227,7 +243,8 @@ class Pipeline:
                 max_deadline_s=self._limits.deadline_s,
             )
             settled = True
-            return await self._accept(generation, job, opened, tokenizer, card)
+            async with self._sharing.plan(job, generation.cache) as plan:
+                return await self._accept(generation, plan.job, plan.opening, opened, tokenizer, card)
         except BaseException as error:
             # With a key, the client may be asking again already, and its next try holds the same claim.
             refused = isinstance(error, HeadraceError | ApiError) and not settled
@@ -238,25 +255,48 @@ class Pipeline:
             raise
 
     async def _accept(
-        self, generation: Generation, job: Job, opened: Opened, tokenizer: ChatTokenizer, card: ModelCard
+        self,
+        generation: Generation,
+        job: Job,
+        opening: Opening | None,
+        opened: Opened,
+        tokenizer: ChatTokenizer,
+        card: ModelCard,
     ) -> Live:
         live = Live(job, tokenizer.detokenizer, self._in_flight, received_unix_ms=generation.received_unix_ms)
         counted = Meter(card.name, generation.received_unix_ms or job.created_unix_ms)
+        accepted = Accepted(opened, tokenizer, counted)
         if job.response in self._in_flight:  # another gateway was quicker, and somebody follows it here
             raise _NotFirst
-        entry = self._in_flight.register(live, Accepted(opened, tokenizer, counted))
+        ended = isinstance(opening, Closed)
+        entry = None if ended else self._in_flight.register(live, accepted)
         try:
-            stored = await publish_job(self._broker, job)
-            if stored.duplicate and live.is_repeatable and await self._is_anothers(job):
+            seq = await self._publish(job, opening)
+            if ended and seq is None:  # another gateway has found it, without an end, and put it in the queue
                 raise _NotFirst
         except BaseException as error:
             if live.end is None:
-                self._in_flight.withdraw(entry)
+                if entry is not None:
+                    self._in_flight.withdraw(entry)
                 counted.withdrawn()
             self._disown(job, error)
             raise
-        self._in_flight.begin(entry)
+        if entry is not None:
+            self._in_flight.begin(entry)
+        elif isinstance(opening, Closed) and seq is not None:  # the first message of its log, and the last
+            self._in_flight.begin(self._in_flight.register(live, accepted))
+            self._in_flight.feed(job.response, seq, opening)
         return live
+
+    async def _publish(self, job: Job, opening: Opening | None) -> int | None:
+        """The sequence of ``opening``, where there is one. Of two jobs under one key the first counts, so it
+        is stored before its log."""
+        if opening is not None and not job.request_digest:
+            return await store_with_log(self._broker, job, opening)
+        stored = await publish_job(self._broker, job)
+        if stored.duplicate and job.request_digest and await self._is_anothers(job):
+            raise _NotFirst
+        return None if opening is None else await open_log(self._broker, job, opening)
 
     async def _is_anothers(self, job: Job) -> bool:
         """What was found under the same idempotency key may be this very job, whose first ack was lost."""
@@ -320,9 +360,12 @@ class Pipeline:
             job = live.job if live is not None else await find_job(self._broker, response)
             if job is None or job.tenant != tenant:
                 raise _not_found(response)
-            if live is None and await self._is_over(job):
+            if live is None and job.held:  # what was said so far is in another log
+                live = await self.attach(response, tenant)
+            if (live is not None and live.end is not None) or (live is None and await self._is_over(job)):
                 return
-            await closer.close(self._broker, job, Closed(reason="cancelled"))
+            ids = None if live is None else ids_at(live)
+            await closer.close(self._broker, job, Closed(reason="cancelled", ids=ids))
         except ApiError as error:
             raise _refused(error) from error
 
@@ -334,11 +377,21 @@ class Pipeline:
     async def _tokenizer_of(self, job: Job) -> ChatTokenizer:
         return await self._catalog.tokenizer_of(job.model)
 
+    # -- held jobs ------------------------------------------------------------------------------------
+
+    def _on_held(self, entry: Entry) -> None:
+        self._joining.held(entry)
+
+    async def _settle(self, job: Job) -> None:
+        """Follow what another gateway left without an end and without a worker: that brings one of them."""
+        await self.attach(job.response, job.tenant)
+
     # -- ends -----------------------------------------------------------------------------------------
 
     def _on_ended(self, entry: Entry) -> None:
         live, accepted = entry.live, entry.accepted
         self._ended.keep(live, time.monotonic())
+        self._sharing.ended(entry)
         if accepted is not None:
             assert live.end is not None
             accepted.meter.ended(live.end)

@@ -70,7 +70,7 @@ def _guarded(app: ASGIApp, front: Front) -> ASGIApp:
             allow_origins=limits.allowed_origins,
             allow_methods=("GET", "POST"),
             allow_headers=("*",),
-            expose_headers=("retry-after", "x-request-id"),
+            expose_headers=("retry-after", "x-headrace-cache", "x-request-id"),
         )
     loopback_only = is_loopback(limits.host) and not limits.allow_unauthenticated
     return Guard(inner, limits.allowed_origins, loopback_only=loopback_only)

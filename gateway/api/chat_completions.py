@@ -12,7 +12,7 @@ from gateway.api.chat_events import DONE, ChatChunks, completion
 from gateway.api.errors import http_body
 from gateway.api.event_stream import EventStream
 from gateway.api.front import Front
-from gateway.api.http_request import generate, read_object
+from gateway.api.http_request import answer_headers, generate, read_object
 from gateway.api.parse_chat import ChatCompletion, chat_generation, parse_chat
 from gateway.api.token_logprobs import off_loop, show
 from gateway.generation import Ended
@@ -59,5 +59,5 @@ def _stream(front: Front, chat: ChatCompletion, live: Live) -> Response:
         opening=b"",
         frames=chunks.feed,
         failed=lambda error: b"data: " + http_body(error) + b"\n\n" + DONE,
-        headers={"x-request-id": live.response_id},
+        headers=answer_headers(live),
     )

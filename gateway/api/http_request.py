@@ -75,6 +75,8 @@ async def generate(
         traceparent=traceparent(request),
     )
     generation = replace(generation, idempotency_key=idempotency_key(request))
+    if "no-store" in request.headers.get("cache-control", "").lower():
+        generation = replace(generation, cache="off")
     with front.answering():
         live = await submit(front, generation, names)
         if stream is not None:
@@ -135,7 +137,13 @@ async def _until_ended_for(front: Front, live: Live, request: Request) -> Ended:
 
 
 def json_answer(body: msgspec.Struct, live: Live) -> Response:
-    """``x-request-id`` is the response's id: with it, any API's response can be found and cancelled."""
-    return Response(
-        msgspec.json.encode(body), media_type="application/json", headers={"x-request-id": live.response_id}
-    )
+    return Response(msgspec.json.encode(body), media_type="application/json", headers=answer_headers(live))
+
+
+def answer_headers(live: Live) -> dict[str, str]:
+    """``x-request-id`` is the response's id: with it, any API's response can be found and cancelled.
+    ``x-headrace-cache``: hit, joined or miss, where an answer to share was looked for."""
+    headers: dict[str, str] = {"x-request-id": live.response_id}
+    if live.job.presentation.cache != "none":
+        headers["x-headrace-cache"] = live.job.presentation.cache
+    return headers

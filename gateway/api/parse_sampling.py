@@ -12,6 +12,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from gateway.cache_key import CacheWish
 from schemas.errors import HeadraceError
 from schemas.sampling import MAX_TOKENS_CEILING, Sampling, Vocab
 
@@ -46,6 +47,7 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     min_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS_CEILING)] | None = None
     stop_token_ids: Annotated[list[Vocab], Meta(max_length=MAX_STOP_TOKEN_IDS)] | None = None
     ignore_eos: bool | None = None
+    cache: CacheWish | None = None  # ours: whether the answer may be one that was given before
 
     def sampling(self, max_tokens: int, *, logprobs: int | None = None) -> Sampling:
         """Raises ``invalid_value`` and ``invalid_token_id``. Whether an id is in the model's vocabulary

@@ -14,7 +14,7 @@ from gateway.api import responses_object
 from gateway.api.errors import of_end
 from gateway.api.event_stream import EventStream
 from gateway.api.front import Front, caller_of
-from gateway.api.http_request import generate, json_answer, read_object, until_ended
+from gateway.api.http_request import answer_headers, generate, json_answer, read_object, until_ended
 from gateway.api.parse_json import unknown_parameter
 from gateway.api.parse_responses import parse_create, to_generation
 from gateway.api.responses_events import Event, seen_tokens
@@ -118,7 +118,7 @@ def _stream(front: Front, live: Live, *, after: int) -> Response:
         opening=b"".join(map(_frame, events.opening())),
         frames=frames,
         failed=_failed,
-        headers={"x-request-id": live.response_id},
+        headers=answer_headers(live),
     )
 
 

@@ -15,7 +15,7 @@ from gateway.api.token_logprobs import NONE
 from gateway.generation import Ended
 from schemas.errors import ERRORS
 from schemas.ids import ResponseId
-from schemas.job import Job, Memory
+from schemas.job import CacheStatus, Job, Memory
 from schemas.reply import Usage
 
 Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
@@ -142,6 +142,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     truncation: Literal["auto", "disabled"]
     service_tier: Literal["default"] = "default"
     memory: Memory
+    cache_status: CacheStatus
     timings: ResponseTimings | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -151,6 +152,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
 
     id: ResponseId
     memory: Memory = "none"
+    cache_status: CacheStatus = "none"
     created_unix_ms: int
     model: str
     conversation: str | None
@@ -166,6 +168,7 @@ def head(job: Job) -> Head:
     return Head(
         id=job.response,
         memory=shown.memory,
+        cache_status=shown.cache,
         created_unix_ms=job.created_unix_ms,
         model=job.model_name,
         conversation=shown.conversation,
@@ -255,6 +258,7 @@ def _build(
         top_logprobs=echo.top_logprobs,
         truncation="disabled" if alone else "auto",
         memory=head.memory,
+        cache_status=head.cache_status,
     )
 
 
