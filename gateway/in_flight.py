@@ -50,14 +50,15 @@ class Accepted:
 @dataclass(slots=True, eq=False)
 class Entry:
     """``accepted`` None: another gateway's response, which ``following`` brings. ``settled``: its job is
-    stored and its log read up to now, or it was removed. ``grace``: set while it has no client, until the
-    time is up."""
+    stored and its log ``read`` up to now, its leader's too, or it was removed. ``grace``: set while it has no
+    client, until the time is up."""
 
     live: Live
     accepted: Accepted | None = None
     worker: WorkerId | None = None  # who writes it now
     had_client: bool = False
     closing: bool = False
+    read: bool = False
     deadline: asyncio.TimerHandle | None = None
     grace: asyncio.TimerHandle | None = None
     following: asyncio.Task[None] | None = None
@@ -67,8 +68,9 @@ class Entry:
 
 class InFlight:
     """``on_ended`` is called once for each entry that came to its end, in the event loop; ``on_held`` for a
-    held job whose log has said whose tokens it has, or was found to say nothing. As many responses of other
-    gateways are followed as this one accepts of its own (``gateway.max_responses``)."""
+    held job whose log has said whose tokens it has, or was found to say nothing: it settles a followed one.
+    As many responses of other gateways are followed as this one accepts of its own
+    (``gateway.max_responses``)."""
 
     def __init__(
         self,
@@ -212,10 +214,12 @@ class InFlight:
             gone = HeadraceError("response_not_found", f"The response {live.response_id} is no longer kept.")
             self._remove(entry, gone)
             return
-        entry.settled.set()
+        entry.read = True
         self._set_deadline(entry)
         if live.job.held:
             self._on_held(entry)
+        else:
+            entry.settled.set()
 
     def _remove(self, entry: Entry, why: HeadraceError | None = None) -> None:
         """``why``: told to its readers, who may ask again, unless it has ended."""
@@ -262,7 +266,7 @@ class InFlight:
         elif isinstance(message, Handoff):
             entry.worker = None
             self._watcher.over(live.response_id)  # that worker gives the job back by itself
-        elif isinstance(message, Joined | Parted) and (entry.accepted is not None or entry.settled.is_set()):
+        elif isinstance(message, Joined | Parted) and (entry.accepted is not None or entry.read):
             self._on_held(entry)
 
     def live_started(self, live: Live) -> None:

@@ -53,6 +53,8 @@ class Joining:
     def held(self, entry: Entry) -> None:
         """What its log says by now, or that it says nothing: its gateway died before the first message."""
         log_read = entry.live.log
+        if log_read.leader is None:
+            _settled(entry)
         if log_read.fence is not None:
             return
         if log_read.parted:
@@ -101,6 +103,7 @@ class Joining:
 
         entry.feed = Feed(leader, entry.live, on_over=over)
         entry.feed.open()
+        _settled(entry)
 
     async def _without(self, entry: Entry, leader: Live) -> None:
         """The leader has ended; or this gateway has lost it, and finds it again."""
@@ -146,3 +149,9 @@ class Joining:
                 await asyncio.sleep(PAUSE_S)
             else:
                 return
+
+
+def _settled(entry: Entry) -> None:
+    """What there is of it is here. (Of one accepted here, that comes with the ack of its job.)"""
+    if entry.accepted is None:
+        entry.settled.set()

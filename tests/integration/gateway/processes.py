@@ -70,6 +70,7 @@ class Gateway(Process):
             "HEADRACE_REDIS__URL": redis.url,
             "HEADRACE_SECURITY__SECRET": "a secret of this test",
             "HEADRACE_GATEWAY__PORT": str(self.port),
+            "HEADRACE_CACHE__ENABLED": "false",  # the same is asked again, to be generated
             **settings,
         }
         super().__init__("gateway.main", folder / f"gateway-{self.port}.log", environ)
