@@ -26,6 +26,7 @@ from schemas.job import CODEC, DeadLetter, Job, Lane, Priority
 
 log = logging.getLogger(__name__)
 
+ENQUEUE_S = 5.0
 ACK_TRIES = 5
 ACK_TRY_S = 2.0
 
@@ -44,36 +45,38 @@ LETTER_LINE = 200  # characters
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """``duplicate``: a job with this message id was stored before, at ``seq``. Under a fresh response id
-    that is this job itself, found again after a lost ack."""
+    """``duplicate``: a job of this response was stored before, at ``seq`` where that is known (else 0). Under
+    a fresh response id that is this job itself, found again after a lost ack."""
 
     seq: int
     duplicate: bool
 
 
-async def enqueue_held(broker: Broker, job: Job) -> None:
-    """Put a held job into the queue; once, however many do. Raises as ``publish_job``."""
-    job = msgspec.structs.replace(job, held=False)
-    try:
-        await publish_job(broker, job, msg_id=f"{job.response}-run", only_first=True)
-    except jetstream.ApiError as error:
-        if not error.wrong_last_sequence:
-            raise
-
-
 async def publish_job(
     broker: Broker, job: Job, *, msg_id: str | None = None, only_first: bool = False, timeout_s: float = 5
 ) -> Stored:
-    """Returns once the job is stored: the response is accepted. ``msg_id`` defaults to the response id;
-    ``only_first``: not (``ApiError``) where its subject holds one already.
-    Raises ``HeadraceError``: payload_too_large, and broker_unavailable, at once when disconnected. After a
-    timeout the job may still have been stored; a further try under the same id finds it."""
-    if not broker.connected:
-        raise NoAnswer("disconnected", "job")
-    headers = _job_headers(job)
-    headers[jetstream.MSG_ID] = msg_id or job.response
+    """Returns once the job is stored: the response is accepted. ``msg_id`` defaults to the response id, by
+    which the server finds a repetition within its duplicate window; ``only_first`` has it look through all of
+    the queue, in the same round trip (0.1 ms at 250,000 jobs). Raises ``HeadraceError``: payload_too_large,
+    and broker_unavailable, at once when disconnected. After a timeout the job may still have been stored; a
+    further try under the same id finds it."""
+    headers: Headers = {jetstream.MSG_ID: msg_id or job.response}
     if only_first:
         headers[jetstream.EXPECTED_SEQ] = "0"
+        headers[jetstream.EXPECTED_SEQ_SUBJECT] = subjects.job_by_response(job.response)
+    return await _publish(broker, job, headers, timeout_s)
+
+
+async def enqueue_held(broker: Broker, job: Job) -> None:
+    """Put a held job into the queue: once, however many do. Raises as ``publish_job``."""
+    headers: Headers = {jetstream.MSG_ID: f"{job.response}-run", jetstream.EXPECTED_SEQ: "0"}
+    await _publish(broker, msgspec.structs.replace(job, held=False), headers, ENQUEUE_S)
+
+
+async def _publish(broker: Broker, job: Job, conditions: Headers, timeout_s: float) -> Stored:
+    if not broker.connected:
+        raise NoAnswer("disconnected", "job")
+    headers = _job_headers(job) | conditions
     data = codec.encode(job)
     if len(data) > broker.nc.max_payload - jetstream.HEADERS_ALLOWANCE:
         raise HeadraceError(
@@ -82,7 +85,14 @@ async def publish_job(
             "shorten the prompt, or raise max_payload of the NATS server.",
             param="input",
         )
-    ack = await jetstream.publish_until_stored(broker, subjects.job(job), data, headers, timeout_s=timeout_s)
+    try:
+        ack = await jetstream.publish_until_stored(
+            broker, subjects.job(job), data, headers, timeout_s=timeout_s
+        )
+    except jetstream.ApiError as error:
+        if not error.wrong_last_sequence:
+            raise
+        return Stored(0, duplicate=True)
     return Stored(ack.seq, ack.duplicate)
 
 

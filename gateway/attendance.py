@@ -1,8 +1,9 @@
 """Which responses have a client at another gateway, and telling the others of those that have one here.
 
 A response whose connection broke is cancelled after the grace time by the gateway that saw it break. Its
-client may be back at another one by then: that one says so, at once and three times in a grace time. Core
-messages, not stored: they are about now. Must not know what a response is.
+client may be back at another one by then: that one says so, at once, three times in a grace time, and when
+it has been cut off and is back. Core messages, not stored: they are about now. Must not know what a response
+is.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import nats.errors
 from nats.aio.msg import Msg
@@ -39,17 +41,23 @@ class Attendance:
         self._me = gateway.encode()
         self._interval_s = max(MIN_INTERVAL_S, grace_s / 3)
         self._attended = attended
+        self._reconnected = asyncio.Event()
         self._on_heard = on_heard
 
     async def run(self) -> None:
         """Never returns."""
         subscription = await self._broker.nc.subscribe(subjects.attend(ResponseId("*")), cb=self._heard)
+        self._broker.on_reconnect(self._reconnected.set)
         try:
             while True:
-                await asyncio.sleep(self._interval_s)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._interval_s):
+                        await self._reconnected.wait()
+                self._reconnected.clear()
                 for response in list(self._attended()):
                     await self.tell(response)
         finally:
+            self._broker.off_reconnect(self._reconnected.set)
             try:
                 await subscription.unsubscribe()
             except nats.errors.Error as error:

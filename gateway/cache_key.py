@@ -34,6 +34,7 @@ JOB_APART = frozenset(
         "replay_of",
         "request_digest",
         "response",
+        "sampling",  # its own fields, too
         "session",
         "traceparent",
     }
@@ -42,7 +43,7 @@ PRESENTATION_APART = frozenset(
     {"api", "cache", "conversation", "echo", "input", "memory", "previous_response_id", "store", "user_text"}
 )
 
-_encoder = msgspec.msgpack.Encoder(order="deterministic")
+_encoder = msgspec.msgpack.Encoder()
 
 
 def may_share(sampling: Sampling, wish: CacheWish) -> bool:
@@ -57,6 +58,7 @@ def cache_key(secret: bytes, job: Job) -> str:
     decides = (
         *_fields(job, JOB_APART),
         *_fields(job.presentation, PRESENTATION_APART),
+        *_fields(job.sampling, frozenset()),
     )
     message = b"response-cache\x00" + _encoder.encode(decides)
     return hmac.new(secret, message, hashlib.sha256).hexdigest()
@@ -70,4 +72,9 @@ def tenant_tag(secret: bytes, job: Job) -> str:
 
 
 def _fields(struct: msgspec.Struct, apart: frozenset[str]) -> list[tuple[str, object]]:
-    return [(name, getattr(struct, name)) for name in struct.__struct_fields__ if name not in apart]
+    fields: list[tuple[str, object]] = []
+    for name in struct.__struct_fields__:
+        if name not in apart:
+            value = getattr(struct, name)
+            fields.append((name, sorted(value.items()) if isinstance(value, dict) else value))
+    return fields

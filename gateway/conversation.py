@@ -57,13 +57,15 @@ TokenizerOf = Callable[[Job], Awaitable[ChatTokenizer]]
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What a new turn continues. ``claimed``: the conversation whose claim this turn holds for sure."""
+    """What a new turn continues. ``claimed``: the conversation whose claim this turn holds for sure;
+    ``is_new``: nobody had it for this response before."""
 
     response: ResponseId
     tenant: TenantId
     context: Context
     memory: Memory
     claimed: str | None = None
+    is_new: bool = False
 
 
 class Conversations:
@@ -110,12 +112,12 @@ class Conversations:
         try:
             if not generation.store:
                 return Opened(response, tenant, await self._get(self._key(tenant, name)) or empty, "on")
-            context = await self._claim(tenant, name, response) or empty
+            found, is_new = await self._claim(tenant, name, response)
         except RedisError as error:
             # If the claim was set all the same, the next turn settles it: it folds this one in from its log.
             self._failed(error)
             return Opened(response, tenant, empty, "unavailable")
-        return Opened(response, tenant, context, "on", claimed=name)
+        return Opened(response, tenant, found or empty, "on", claimed=name, is_new=is_new)
 
     def will_close(self, response: ResponseId) -> None:
         """The response has ended and ``close`` comes next: a following turn waits for it."""
@@ -157,8 +159,9 @@ class Conversations:
 
     # -- by name ------------------------------------------------------------------------------------
 
-    async def _claim(self, tenant: TenantId, name: str, response: ResponseId) -> Context | None:
-        """Become the conversation's turn in flight. Raises conversation_busy, ``RedisError``.
+    async def _claim(self, tenant: TenantId, name: str, response: ResponseId) -> tuple[Context | None, bool]:
+        """Become the conversation's turn in flight; True: it was not before. Raises conversation_busy,
+        ``RedisError``.
 
         The context is read with the claim, in one transaction: what is read is what the claim protects. The
         client may send a command twice, so the holder that is found may be this response itself."""
@@ -171,17 +174,17 @@ class Conversations:
             self._answered()
             context = _decode(stored)
             if holder is None:
-                return context
+                return context, True
             if holder.decode() == response:  # set by an earlier try, perhaps a while ago
                 await self._redis.expire(_claim_key(key), self._claim_ttl_s)
-                return context
+                return context, False
             other = ResponseId(holder.decode())
             if (folding := self._folding.get(other)) is not None:
                 await folding.wait()
                 continue
             settled = await self._settle(tenant, key, other, context or Context(session=name))
             if await self._fold(key, other, settled, response):
-                return settled or context
+                return settled or context, True
         raise _busy()
 
     async def _settle(

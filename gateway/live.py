@@ -318,21 +318,24 @@ class Live:
 class LiveReader:
     """One client's place in a response. One task at a time may wait in ``next``."""
 
-    __slots__ = ("_ended", "_live", "_position", "_started", "_waiter")
+    __slots__ = ("_ended", "_live", "_lost", "_position", "_started", "_waiter")
 
     def __init__(self, live: Live, position: int) -> None:
         self._live = live
         self._position = position
         self._started = False
         self._ended = False
+        self._lost: HeadraceError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     async def next(self) -> list[Update]:
         """Wait for news: ``Started`` once, ``Text`` merged since the last call, ``Ended`` last.
-        Empty after ``Ended`` was given. Raises ``HeadraceError`` where the response is lost to here."""
+        Empty after ``Ended`` was given. Raises ``HeadraceError`` where the response is lost to here, or the
+        reader was told to ``lose`` it."""
         while not (updates := self._take()) and not self._ended:
-            if self._live.lost is not None:
-                raise self._live.lost
+            lost = self._lost or self._live.lost
+            if lost is not None:
+                raise lost
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
@@ -343,6 +346,11 @@ class LiveReader:
     def wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def lose(self, error: HeadraceError) -> None:
+        """This reader alone is told so when it has been given what there is."""
+        self._lost = error
+        self.wake()
 
     def close(self) -> None:
         """Detach; safe to call twice."""

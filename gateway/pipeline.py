@@ -17,11 +17,12 @@ from redis.asyncio import Redis
 
 from broker.connection import Broker, NoAnswer, unix_ms
 from broker.jetstream import ApiError
-from broker.jobs import find_job, publish_job
+from broker.jobs import find_job
 from broker.presence import Roster
 from broker.replylog import ReplyLog
 from broker.tail import ReplyTail
 from gateway import closer, meter, prompt
+from gateway.acceptance import NotFirst, Opening, accept
 from gateway.background import Background
 from gateway.catalog import Catalog, ModelCard
 from gateway.conversation import Conversations, Opened
@@ -32,7 +33,7 @@ from gateway.jobs import make_job, request_digest
 from gateway.joining import Joining
 from gateway.live import Live
 from gateway.meter import Meter
-from gateway.sharing import Opening, Sharing, open_log, store_with_log
+from gateway.sharing import Sharing
 from gateway.tokenizer import ChatTokenizer
 from gateway.vocabulary import check_token_ids
 from schemas.config import Config
@@ -51,10 +52,6 @@ from schemas.reply import Closed
 log = logging.getLogger(__name__)
 
 DRAIN_LOOK_S = 0.05
-
-
-class _NotFirst(Exception):
-    """Another request with the same idempotency key has just been accepted."""
 
 
 class Pipeline:
@@ -170,17 +167,25 @@ class Pipeline:
             self._submitting -= 1
 
     async def _submit_once(self, generation: Generation, key: str) -> Live:
+        """The first request with a key costs one round trip to the queue, as any other: it is the queue that
+        tells a repeated one. What is refused may be a repeated one, too: its conversation has gone on."""
         response = keyed_response_id(self._secret, generation.tenant, key)
         while (submitting := self._keyed.get(response)) is not None:
             await submitting.wait()
         self._keyed[response] = done = asyncio.Event()
         try:
-            first = await self._find_anywhere(response, generation.tenant)
+            first = self.find(response, generation.tenant)
             if first is None:
                 try:
                     return await self._submit_new(generation, response)
-                except _NotFirst:
+                except NotFirst:
                     first = await self.attach(response, generation.tenant)
+                except HeadraceError as error:
+                    if error.code == "broker_unavailable":
+                        raise
+                    first = await self._find_anywhere(response, generation.tenant)
+                    if first is None:
+                        raise
         finally:
             del self._keyed[response]
             done.set()
@@ -220,6 +225,7 @@ class Pipeline:
         self, generation: Generation, response: ResponseId, card: ModelCard, tokenizer: ChatTokenizer
     ) -> Live:
         settled = False  # the job may be stored, and then has the turn
+        opened: Opened | None = None
         try:
             opened = await self._conversations.open(generation, response)
             built = await asyncio.to_thread(
@@ -248,7 +254,8 @@ class Pipeline:
         except BaseException as error:
             # With a key, the client may be asking again already, and its next try holds the same claim.
             refused = isinstance(error, HeadraceError | ApiError) and not settled
-            if generation.idempotency_key is None or refused or _is_known_not_stored(error):
+            over = isinstance(error, NotFirst) and opened is not None and opened.is_new
+            if generation.idempotency_key is None or refused or over or _is_known_not_stored(error):
                 self._background.spawn(
                     self._conversations.abandon(generation, response), f"abandon {response}"
                 )
@@ -267,13 +274,13 @@ class Pipeline:
         counted = Meter(card.name, generation.received_unix_ms or job.created_unix_ms)
         accepted = Accepted(opened, tokenizer, counted)
         if job.response in self._in_flight:  # another gateway was quicker, and somebody follows it here
-            raise _NotFirst
+            raise NotFirst
         ended = isinstance(opening, Closed)
         entry = None if ended else self._in_flight.register(live, accepted)
         try:
-            seq = await self._publish(job, opening)
+            seq = await accept(self._broker, job, opening)
             if ended and seq is None:  # another gateway has found it, without an end, and put it in the queue
-                raise _NotFirst
+                raise NotFirst
         except BaseException as error:
             if live.end is None:
                 if entry is not None:
@@ -287,23 +294,6 @@ class Pipeline:
             self._in_flight.begin(self._in_flight.register(live, accepted))
             self._in_flight.feed(job.response, seq, opening)
         return live
-
-    async def _publish(self, job: Job, opening: Opening | None) -> int | None:
-        """The sequence of ``opening``, where there is one. Of two jobs under one key the first counts, so it
-        is stored before its log."""
-        if opening is not None and not job.request_digest:
-            return await store_with_log(self._broker, job, opening)
-        stored = await publish_job(self._broker, job)
-        if stored.duplicate and job.request_digest and await self._is_anothers(job):
-            raise _NotFirst
-        return None if opening is None else await open_log(self._broker, job, opening)
-
-    async def _is_anothers(self, job: Job) -> bool:
-        """What was found under the same idempotency key may be this very job, whose first ack was lost."""
-        first = await find_job(self._broker, job.response)
-        if first is None:  # a replica that lags
-            raise NoAnswer("timeout", "job")
-        return (first.gateway, first.request_digest) != (job.gateway, job.request_digest)
 
     def _disown(self, job: Job, error: BaseException) -> None:
         """Nobody will read it, and it may be stored all the same: no worker shall spend time on it. One with

@@ -15,9 +15,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from broker import metrics
-from broker.connection import Broker
-from broker.jobs import publish_job
-from broker.replylog import ReplyLog
+from gateway.acceptance import Opening
 from gateway.background import Background
 from gateway.cache_key import CacheWish, may_share
 from gateway.in_flight import Entry
@@ -27,8 +25,6 @@ from schemas.job import CacheStatus, Job
 from schemas.reply import Closed, FinishReason, Joined, Usage
 
 FIRST_LOOK_S, LAST_LOOK_S = 0.005, 0.1  # between two looks for a leader's job, which takes a millisecond
-
-Opening = Joined | Closed  # the first message of a log that no worker begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,21 +137,3 @@ def free_usage(job: Job, total: int) -> Usage:
     """Of a completion that cost this response no prefill."""
     prompt = len(job.prompt_ids)
     return Usage(prompt_tokens=prompt, cached_tokens=prompt, completion_tokens=total)
-
-
-async def open_log(broker: Broker, job: Job, opening: Opening) -> int | None:
-    """The sequence; None: there is a log already. Raises ``HeadraceError``, ``ApiError``."""
-    return await ReplyLog(broker, job.gateway, job.response, job.session).share(opening, behind=0)
-
-
-async def store_with_log(broker: Broker, job: Job, opening: Opening) -> int | None:
-    """Both at once, the log's first message before the job on the wire: a log without a job is noise. Returns
-    and raises as ``open_log``, once both are known."""
-    opened, stored = await asyncio.gather(
-        open_log(broker, job, opening), publish_job(broker, job), return_exceptions=True
-    )
-    for outcome in (stored, opened):
-        if isinstance(outcome, BaseException):
-            raise outcome
-    assert not isinstance(opened, BaseException)
-    return opened

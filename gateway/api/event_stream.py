@@ -49,7 +49,7 @@ class EventStream(Response):
         super().__init__()
         self._front = front
         self._live = live
-        self._reader = live.reader(from_token)
+        self._reader = front.reader(live, from_token)
         self._opening = opening
         self._frames = frames
         self._failed = failed
@@ -68,7 +68,7 @@ class EventStream(Response):
         except* ClientGone:
             pass  # the response goes on for the grace time, and can be resumed
         finally:
-            self._reader.close()
+            self._front.leave(self._reader)
 
     async def _pump(self, send: Send) -> None:
         with self._front.answering(new=False):

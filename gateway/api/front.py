@@ -15,6 +15,7 @@ from starlette.requests import HTTPConnection
 from broker.metrics import CONNECTIONS
 from gateway.api.token_logprobs import Spellings
 from gateway.caller import LOCAL, Caller
+from gateway.live import Live, LiveReader
 from gateway.pipeline import Pipeline
 from schemas.config import Gateway
 from schemas.errors import HeadraceError
@@ -34,6 +35,7 @@ class Front:
         self.sockets: set[Socket] = set()
         self.connections = 0
         self.spellings = Spellings()
+        self._readers: set[LiveReader] = set()
         self._serving = 0  # requests that have an answer to finish
         self._idle = asyncio.Event()
         self._idle.set()
@@ -74,7 +76,7 @@ class Front:
         """Around each answer, so that a drain waits until it is written. Raises ``going_away`` for a new
         one; what was accepted before a drain began is answered."""
         if new and self.draining:
-            raise HeadraceError("going_away", "This gateway is shutting down; connect again.")
+            raise _going()
         self._serving += 1
         self._idle.clear()
         try:
@@ -83,6 +85,19 @@ class Front:
             self._serving -= 1
             if self._serving == 0:
                 self._idle.set()
+
+    def reader(self, live: Live, from_token: int = 0) -> LiveReader:
+        """For an answer over HTTP, until ``leave``. When a drain's time is up it ends with going_away: the
+        response goes on in the queue, and its client may ask for it elsewhere."""
+        reader = live.reader(from_token)
+        self._readers.add(reader)
+        if self._gone:
+            reader.lose(_going())
+        return reader
+
+    def leave(self, reader: LiveReader) -> None:
+        self._readers.discard(reader)
+        reader.close()
 
     def ready(self) -> tuple[bool, str]:
         return (False, "shutting down") if self.draining else self.pipeline.ready()
@@ -99,6 +114,8 @@ class Front:
                 await self.pipeline.drain()
                 await self._idle.wait()
         self._gone = True
+        for reader in self._readers:
+            reader.lose(_going())
         for socket in self.sockets:
             self._tell(socket)
 
@@ -108,6 +125,10 @@ class Front:
             socket.going_away(time_left_ms=round(left_s * 1000))
         if self._gone:
             socket.hang_up()
+
+
+def _going() -> HeadraceError:
+    return HeadraceError("going_away", "This gateway is shutting down; connect again.")
 
 
 def caller_of(connection: HTTPConnection) -> Caller:

@@ -96,13 +96,14 @@ async def submit(front: Front, generation: Generation, names: Mapping[str, str] 
         raise HeadraceError(error.code, error.message, param=named) from error
 
 
-async def until_ended(live: Live) -> Ended:
-    reader = live.reader()
+async def until_ended(front: Front, live: Live) -> Ended:
+    """Raises ``HeadraceError`` where the response is lost to this gateway, or that is going away."""
+    reader = front.reader(live)
     try:
         while await reader.next():
             pass
     finally:
-        reader.close()
+        front.leave(reader)
     if live.end is None:
         raise RuntimeError("the updates of a response ended before the response")
     return live.end
@@ -116,24 +117,29 @@ async def give_up(front: Front, live: Live) -> None:
 
 
 async def _until_ended_for(front: Front, live: Live, request: Request) -> Ended:
-    """Raises ``ClientGone``, and then the response is cancelled, because its client never learned its id;
-    but not one that it may ask for again: that one has the grace time."""
+    """Raises ``ClientGone``, and what ``until_ended`` raises; then the response is cancelled, because its
+    client never learned its id; but not one that it may ask for again: that one has the grace time."""
 
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
         raise ClientGone
 
+    trouble: Exception = ClientGone()
     try:
         async with asyncio.TaskGroup() as tasks:
             watching = tasks.create_task(watch(), name=f"watch-{live.response_id}")
-            end = await until_ended(live)
-            watching.cancel()
-            return end
+            try:
+                return await until_ended(front, live)
+            except HeadraceError as error:
+                trouble = error
+            finally:
+                watching.cancel()
     except* ClientGone:
-        if not live.is_repeatable:
-            await give_up(front, live)
-    raise ClientGone
+        pass
+    if not live.is_repeatable:
+        await give_up(front, live)
+    raise trouble
 
 
 def json_answer(body: msgspec.Struct, live: Live) -> Response:

@@ -101,7 +101,7 @@ async def cancel(front: Front, request: Request, response_id: str) -> Response:
         caller = caller_of(request)
         await cancel_response(front, caller, response_id)
         live = await attach(front, caller, response_id)
-        await until_ended(live)
+        await until_ended(front, live)
         return json_answer(await snapshot(front, live), live)
 
 

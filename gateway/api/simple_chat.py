@@ -107,5 +107,5 @@ class SimpleChatSession:
         )
         with self._front.answering():
             self._live = await submit(self._front, generation, _NAMES)
-            end = await until_ended(self._live)
+            end = await until_ended(self._front, self._live)
         return _answer(question, self._live, end, began_s)

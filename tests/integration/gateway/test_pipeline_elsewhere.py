@@ -9,9 +9,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from nats.aio.msg import Msg
 
-from broker import metrics
-from broker.jobs import find_job
+from broker import metrics, subjects
+from broker.jobs import find_job, publish_job
 from broker.replylog import ReplyLog
 from gateway.generation import Generation
 from gateway.live import Live
@@ -178,6 +179,27 @@ async def test_a_drain_does_not_wait_for_who_has_moved(two: tuple[Edge, Edge]) -
     reading.close()
 
 
+async def test_a_gateway_that_was_cut_off_says_at_once_whom_it_attends(
+    nats_server: NatsServer, shared_redis_server: RedisServer, tmp_path: Path
+) -> None:
+    patient = Gateway(disconnect_grace_s=3600)  # it speaks every twenty minutes
+    config = configured(nats_server, shared_redis_server, gateway=patient, sim=SLOW)
+    async with edge(config, tmp_path) as one, edge(config, tmp_path) as other, worker(config):
+        await until(lambda: one.pipeline.ready()[0] and other.pipeline.ready()[0])
+        live = await one.pipeline.submit(ask("go on", max_tokens=2000))
+        reader = (await other.pipeline.attach(live.response_id, TENANT)).reader()
+        heard: list[bytes] = []
+
+        async def hear(message: Msg) -> None:
+            heard.append(message.data)
+
+        await one.broker.nc.subscribe(subjects.attend(live.response_id), cb=hear)
+        await asyncio.to_thread(nats_server.restart)
+        await until(lambda: other.pipeline.gateway.encode() in heard)
+        reader.close()
+        await one.pipeline.cancel(live.response_id, TENANT)
+
+
 async def test_a_repeated_request_is_the_first_one_on_any_gateway(two: tuple[Edge, Edge]) -> None:
     one, other = two
     request = keyed(ask("once", max_tokens=100, conversation="c"), "key-1")
@@ -201,6 +223,36 @@ async def test_a_repeated_request_is_the_first_one_on_any_gateway(two: tuple[Edg
     decoded = (await one.tokenizer()).detokenizer.decode(following.job.prompt_ids)
     assert decoded.count("once") == 1
     await finish(following)
+
+
+async def test_a_repeated_turn_is_not_remembered_twice_nor_held_up_by_the_next(
+    two: tuple[Edge, Edge],
+) -> None:
+    one, other = two
+    request = keyed(ask("once", max_tokens=3, conversation="d"), "key-4")
+    first = await one.pipeline.submit(request)
+    read = await text_and_end(first)
+    await one.remembered()
+    repeated = await other.pipeline.submit(request)  # over, and the conversation is free
+    assert (repeated.response_id, await text_and_end(repeated)) == (first.response_id, read)
+    await other.remembered()
+    following = await one.pipeline.submit(ask("and then", conversation="d", max_tokens=100))
+    prompt = (await one.tokenizer()).detokenizer.decode(following.job.prompt_ids)
+    assert prompt.count("once") == 1
+    assert (
+        following.end is None
+    )  # the conversation is busy, and the repeated request is answered all the same
+    assert (await other.pipeline.submit(request)).response_id == first.response_id
+    await finish(following)
+
+
+async def test_the_queue_knows_a_repeated_job_for_as_long_as_it_keeps_it(two: tuple[Edge, Edge]) -> None:
+    one, _ = two
+    live = await one.pipeline.submit(keyed(ask("hello", max_tokens=3), "key-6"))
+    await finish(live)
+    elsewhere = msgspec.structs.replace(live.job, priority="batch")
+    stored = await publish_job(one.broker, elsewhere, msg_id="the window has passed", only_first=True)
+    assert stored.duplicate
 
 
 async def test_a_key_whose_first_request_was_refused_is_free(two: tuple[Edge, Edge]) -> None:

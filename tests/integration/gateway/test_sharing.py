@@ -13,7 +13,7 @@ import pytest
 
 from broker import jetstream, subjects
 from broker.cache import connect_redis
-from broker.jobs import find_job
+from broker.jobs import find_job, publish_job
 from broker.metrics import CACHE_LOOKUPS, CACHE_STORES
 from broker.replylog import ReplyLog
 from gateway.generation import Generation
@@ -21,7 +21,7 @@ from gateway.live import Live
 from schemas import codec
 from schemas.config import Cache, Config, Gateway, Sim
 from schemas.errors import HeadraceError
-from schemas.ids import ResponseId, TenantId
+from schemas.ids import GatewayId, ResponseId, TenantId, new_response_id
 from schemas.reply import Closed, Finished, Started
 from tests.integration.conftest import NatsServer, RedisServer
 from tests.integration.gateway.edge import TENANT, Edge, ask, configured, edge, finish, until, worker
@@ -235,6 +235,7 @@ async def test_what_a_hit_takes(two: tuple[Edge, Edge]) -> None:
 
 async def test_a_thousand_identical_requests_cost_one_generation(two: tuple[Edge, Edge]) -> None:
     one, other = two
+    detokenizer = (await one.tokenizer()).detokenizer
 
     async def one_of_them(n: int) -> tuple[Live, str]:
         live = await (one, other)[n % 2].pipeline.submit(ask("all of us", max_tokens=120))
@@ -245,12 +246,11 @@ async def test_a_thousand_identical_requests_cost_one_generation(two: tuple[Edge
     done = await asyncio.gather(*(one_of_them(n) for n in range(1000)))
     lives = [live for live, _ in done]
     assert len({live.response_id for live in lives}) == 1000
-    assert {text for _, text in done} == {one.oracle(lives[0], (await one.tokenizer()).detokenizer)}
+    assert {text for _, text in done} == {one.oracle(lives[0], detokenizer)}
     generated = [live for live in lives if found(live) == "miss"]
     assert len(generated) == 1
     joined = [live for live in lives if found(live) == "joined"]
     assert len(joined) > 500
-    assert await starts(one, [live.response_id for live in lives[::40]] + [generated[0].response_id]) <= 2
     assert await starts(one, [generated[0].response_id]) == 1
     assert await starts(one, [live.response_id for live in joined[::20]]) == 0
     for live in joined[::100]:
@@ -346,9 +346,6 @@ async def test_a_job_that_was_held_and_says_nothing_is_run_by_who_finds_it(
     one, other = two
     done = await one.pipeline.submit(replace(ask("found", max_tokens=20), cache="off"))
     text, _ = await finish(done)
-    from broker.jobs import publish_job
-    from schemas.ids import GatewayId, new_response_id
-
     job = msgspec.structs.replace(
         done.job, response=new_response_id(), gateway=GatewayId("gw-dead"), held=True
     )

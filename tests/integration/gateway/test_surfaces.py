@@ -310,6 +310,32 @@ async def closing(connection: websockets.ClientConnection) -> AsyncIterator[str 
             yield await connection.recv()
 
 
+async def test_a_drain_whose_time_is_up_tells_clients_over_http_to_come_back(
+    shared_nats_server: NatsServer, shared_redis_server: RedisServer, sim_worker: Process, tmp_path: Path
+) -> None:
+    long = {**GOOD, "max_output_tokens": 8000, "ignore_eos": True}
+    long.pop("type", None)
+    with gateway(shared_nats_server, shared_redis_server, tmp_path, drain_s=0.5) as leaving:
+        async with httpx.AsyncClient(base_url=leaving.url) as http, asyncio.timeout(LIMIT_S):
+
+            async def ask_all() -> str:
+                asked = asyncio.create_task(http.post("/v1/responses", json=long))
+                async with http.stream("POST", "/v1/responses", json={**long, "stream": True}) as answer:
+                    lines = answer.aiter_lines()
+                    while "output_text.delta" not in await anext(lines):
+                        pass
+                    leaving.terminate()
+                    streamed = [line async for line in lines]
+                assert [line for line in streamed if line.startswith("event: ")][-1] == "event: error"
+                refused = await asked
+                assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+                return str(refused.json()["error"]["code"])
+
+            assert await ask_all() == "going_away"
+        assert leaving.wait() == 0, leaving.output
+        assert "Traceback" not in leaving.output
+
+
 async def test_a_shutdown_is_announced_and_finishes_what_runs(
     shared_nats_server: NatsServer, shared_redis_server: RedisServer, sim_worker: Process, tmp_path: Path
 ) -> None:

@@ -1,0 +1,73 @@
+"""The parts of an installation as benchmarks lay them out: real servers, and our processes as an operator
+starts them. Nothing outlives the ``AsyncExitStack`` that it was started on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import httpx
+
+from tests.integration.conftest import NatsServer, RedisServer, free_port
+from tests.integration.gateway.processes import Process
+
+READY_LIMIT_S = 40.0
+
+
+async def servers(stack: AsyncExitStack, folder: Path) -> tuple[NatsServer, RedisServer]:
+    nats, redis = NatsServer(folder / "nats"), RedisServer(folder / "redis")
+    for server in (nats, redis):
+        await asyncio.to_thread(server.start)
+        stack.callback(server.stop)
+    return nats, redis
+
+
+async def sim_worker(
+    stack: AsyncExitStack, folder: Path, nats: NatsServer, sim: Mapping[str, object]
+) -> Process:
+    """``sim``: keys of the section of the same name."""
+    environ = {
+        "HEADRACE_NATS__URL": nats.url,
+        "HEADRACE_WORKER__ENGINE": "sim",
+        "HEADRACE_WORKER__PORT": "0",
+        **sim_environ(sim),
+    }
+    worker = Process("workers.guardian", folder / "worker.log", environ)
+    stack.push_async_callback(asyncio.to_thread, worker.end)
+    return worker
+
+
+def sim_environ(sim: Mapping[str, object]) -> dict[str, str]:
+    return {f"HEADRACE_SIM__{name.upper()}": str(value) for name, value in sim.items()}
+
+
+async def gateway(stack: AsyncExitStack, folder: Path, nats_url: str, redis_url: str) -> tuple[Process, int]:
+    """Ready to answer, on the port."""
+    port = free_port()
+    environ = {
+        "HEADRACE_NATS__URL": nats_url,
+        "HEADRACE_REDIS__URL": redis_url,
+        "HEADRACE_SECURITY__SECRET": "a secret of this benchmark",
+        "HEADRACE_GATEWAY__PORT": str(port),
+    }
+    process = Process("gateway.main", folder / "gateway.log", environ)
+    stack.push_async_callback(asyncio.to_thread, process.end)
+    await until_answers(f"http://127.0.0.1:{port}/readyz", {200})
+    return process, port
+
+
+async def until_answers(url: str, statuses: set[int]) -> None:
+    """Raises ``TimeoutError``."""
+    give_up_s = time.monotonic() + READY_LIMIT_S
+    async with httpx.AsyncClient(verify=False) as http:
+        while time.monotonic() < give_up_s:
+            try:
+                if (await http.get(url)).status_code in statuses:
+                    return
+            except httpx.TransportError:
+                pass
+            await asyncio.sleep(0.05)
+    raise TimeoutError(f"{url} does not answer")
