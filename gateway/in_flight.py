@@ -379,17 +379,12 @@ class InFlight:
         async def close() -> None:
             try:
                 await closer.close_surely(
-                    self._broker, entry.live.job, closed, needed, ids_of=lambda: ids_at(entry.live)
+                    self._broker, entry.live.job, closed, needed, ids_of=entry.live.lent_ids
                 )
             finally:
                 entry.closing = False
 
         self._background.spawn(close(), f"close {entry.live.response_id}")
-
-
-def ids_at(live: Live) -> tuple[int, ...] | None:
-    """What the end of its log must repeat: the tokens of a response that has no writer of its own."""
-    return tuple(live.log.ids) if live.is_joined else None
 
 
 def _unreadable() -> HeadraceError:

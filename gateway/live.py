@@ -142,6 +142,10 @@ class Live:
         """Its tokens are another response's, as far as its log says by now."""
         return self._log.leader is not None
 
+    def lent_ids(self) -> tuple[int, ...] | None:
+        """What the end of its log must repeat: the tokens of a response that has no writer of its own."""
+        return tuple(self._log.ids) if self.is_joined else None
+
     def for_keeping(self) -> Live:
         """This ended response without what it took to make it: its prompt, and its readers."""
         kept = copy.copy(self)

@@ -28,7 +28,7 @@ from gateway.catalog import Catalog, ModelCard
 from gateway.conversation import Conversations, Opened
 from gateway.ended import EndedResponses
 from gateway.generation import Generation
-from gateway.in_flight import Accepted, Entry, InFlight, ids_at
+from gateway.in_flight import Accepted, Entry, InFlight
 from gateway.jobs import make_job, request_digest
 from gateway.joining import Joining
 from gateway.live import Live
@@ -71,7 +71,7 @@ class Pipeline:
             config.gateway,
             self._background,
             on_ended=self._on_ended,
-            on_held=self._on_held,
+            on_held=lambda entry: self._joining.held(entry),
         )
         self._sharing = Sharing(redis, config.cache, self._secret, self._background)
         self._joining = Joining(
@@ -354,7 +354,7 @@ class Pipeline:
                 live = await self.attach(response, tenant)
             if (live is not None and live.end is not None) or (live is None and await self._is_over(job)):
                 return
-            ids = None if live is None else ids_at(live)
+            ids = None if live is None else live.lent_ids()
             await closer.close(self._broker, job, Closed(reason="cancelled", ids=ids))
         except ApiError as error:
             raise _refused(error) from error
@@ -368,9 +368,6 @@ class Pipeline:
         return await self._catalog.tokenizer_of(job.model)
 
     # -- held jobs ------------------------------------------------------------------------------------
-
-    def _on_held(self, entry: Entry) -> None:
-        self._joining.held(entry)
 
     async def _settle(self, job: Job) -> None:
         """Follow what another gateway left without an end and without a worker: that brings one of them."""

@@ -64,7 +64,11 @@ class Process:
 
 
 class Gateway(Process):
-    def __init__(self, nats: NatsServer, redis: RedisServer, folder: Path, **gateway: object) -> None:
+    """``cache``: identical requests share an answer; else each is generated, as most tests want it."""
+
+    def __init__(
+        self, nats: NatsServer, redis: RedisServer, folder: Path, *, cache: bool = False, **gateway: object
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.ws_url = f"ws://127.0.0.1:{self.port}"
@@ -74,7 +78,7 @@ class Gateway(Process):
             "HEADRACE_REDIS__URL": redis.url,
             "HEADRACE_SECURITY__SECRET": "a secret of this test",
             "HEADRACE_GATEWAY__PORT": str(self.port),
-            "HEADRACE_CACHE__ENABLED": "false",  # the same is asked again, to be generated
+            "HEADRACE_CACHE__ENABLED": str(cache).lower(),
             **settings,
         }
         super().__init__("gateway.main", folder / f"gateway-{self.port}.log", environ)
@@ -117,9 +121,11 @@ def worker(nats: NatsServer, redis: RedisServer, folder: Path, **sim: object) ->
 
 
 @contextlib.contextmanager
-def gateway(nats: NatsServer, redis: RedisServer, folder: Path, **settings: object) -> Iterator[Gateway]:
+def gateway(
+    nats: NatsServer, redis: RedisServer, folder: Path, *, cache: bool = False, **settings: object
+) -> Iterator[Gateway]:
     """Ready to answer."""
-    process = Gateway(nats, redis, folder, **settings)
+    process = Gateway(nats, redis, folder, cache=cache, **settings)
     try:
         process.wait_until_ready()
         yield process
