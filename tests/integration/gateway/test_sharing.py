@@ -357,6 +357,29 @@ async def test_a_job_that_was_held_and_says_nothing_is_run_by_who_finds_it(
     assert await starts(one, [job.response]) == 1
 
 
+async def test_a_joined_turn_of_a_dead_gateway_is_remembered(config: Config, tmp_path: Path) -> None:
+    async with edge(config, tmp_path) as one, worker(config):
+        async with edge(config, tmp_path) as doomed:
+            await until(lambda: one.pipeline.ready()[0] and doomed.pipeline.ready()[0])
+            leader = await one.pipeline.submit(ask("my turn", max_tokens=80))
+            reading = asyncio.create_task(finish(leader))
+            turn = await doomed.pipeline.submit(ask("my turn", max_tokens=80, conversation="c"))
+            assert found(turn) == "joined"
+        await reading
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    following = await one.pipeline.submit(ask("next", max_tokens=3, conversation="c"))
+                    break
+                except HeadraceError as error:
+                    if error.code != "conversation_busy":
+                        raise
+                    await asyncio.sleep(0.05)
+        before = (*turn.job.prompt_ids, *leader.ids)
+        assert following.job.prompt_ids[: len(before)] == before
+        await finish(following)
+
+
 async def test_a_leader_that_fails_by_its_request_fails_all(two: tuple[Edge, Edge]) -> None:
     one, other = two
     leader, joined = await led(one, other, ask("fail", max_tokens=3000))
