@@ -26,6 +26,7 @@ from schemas.job import CODEC, DeadLetter, Job, Lane, Priority
 
 log = logging.getLogger(__name__)
 
+ENQUEUE_S = 5.0
 ACK_TRIES = 5
 ACK_TRY_S = 2.0
 
@@ -62,13 +63,23 @@ async def publish_job(
     the queue, in the same round trip (0.1 ms at 250,000 jobs). Raises ``HeadraceError``: payload_too_large,
     and broker_unavailable, at once when disconnected. After a timeout the job may still have been stored; a
     further try under the same id finds it."""
-    if not broker.connected:
-        raise NoAnswer("disconnected", "job")
-    headers = _job_headers(job)
-    headers[jetstream.MSG_ID] = msg_id or job.response
+    headers: Headers = {jetstream.MSG_ID: msg_id or job.response}
     if only_first:
         headers[jetstream.EXPECTED_SEQ] = "0"
         headers[jetstream.EXPECTED_SEQ_SUBJECT] = subjects.job_by_response(job.response)
+    return await _publish(broker, job, headers, timeout_s)
+
+
+async def enqueue_held(broker: Broker, job: Job) -> None:
+    """Put a held job into the queue: once, however many do. Raises as ``publish_job``."""
+    headers: Headers = {jetstream.MSG_ID: f"{job.response}-run", jetstream.EXPECTED_SEQ: "0"}
+    await _publish(broker, msgspec.structs.replace(job, held=False), headers, ENQUEUE_S)
+
+
+async def _publish(broker: Broker, job: Job, conditions: Headers, timeout_s: float) -> Stored:
+    if not broker.connected:
+        raise NoAnswer("disconnected", "job")
+    headers = _job_headers(job) | conditions
     data = codec.encode(job)
     if len(data) > broker.nc.max_payload - jetstream.HEADERS_ALLOWANCE:
         raise HeadraceError(

@@ -17,6 +17,7 @@ from schemas.reply import (
     Finished,
     Handoff,
     Joined,
+    Parted,
     ReplyMessage,
     Started,
     TokenLogprobs,
@@ -56,7 +57,9 @@ _UNKNOWN = TokenLogprobs(-9999.0)
 class LogReader:
     """``ids``: the completion so far. ``logprobs`` is as long as ``ids`` where the writer sends them, else
     empty; one that is not known is -9999, as OpenAI has it. ``fence``: the current writer's, None before
-    the first Started."""
+    the first Started. ``leader``: the response whose tokens these are, while that is so (rule 9);
+    ``shared_seq``: the last message that said whose they are, 0 where none did; ``parted``: it said that they
+    are nobody else's any more."""
 
     __slots__ = (
         "attempts",
@@ -70,6 +73,8 @@ class LogReader:
         "last_started",
         "leader",
         "logprobs",
+        "parted",
+        "shared_seq",
     )
 
     def __init__(self) -> None:
@@ -79,6 +84,8 @@ class LogReader:
         self.last_seq = 0
         self.last_started: Started | None = None
         self.leader: ResponseId | None = None
+        self.parted = False
+        self.shared_seq = 0
         self.attempts = 0
         self.fences = 0  # attempts that no hand-off led to
         self.barren_fences = 0  # of those, since the last new token
@@ -104,8 +111,18 @@ class LogReader:
                 if message.fence == self.fence:
                     self.handed_off = True
             case Joined():
-                self.leader = message.leader
+                self.leader, self.shared_seq = message.leader, seq
+            case Parted():
+                self.leader, self.shared_seq, self.parted = None, seq, True
+                new = message.ids[len(self.ids) :]
+                self._extend(new, None)
+                return Step(new_ids=new)
         return _NOTHING
+
+    def lend(self, ids: Sequence[int]) -> None:
+        """The next tokens of the leader's log: this log holds them only from its end on, or from where it
+        parts from the leader."""
+        self.ids.extend(ids)
 
     def is_poison(self) -> bool:
         """True when another attempt would be one too many (rule 8)."""
@@ -150,7 +167,9 @@ class LogReader:
     def _closed(self, seq: int, message: Closed) -> Step:
         new = message.ids[len(self.ids) :] if message.ids is not None else ()
         self._extend(new, None)
-        total = len(self.ids) if message.total is None else min(message.total, len(self.ids))
+        # Of what was lent, each reader may have another number; what the message repeats counts for all.
+        known = len(self.ids) if self.leader is None else len(message.ids or ())
+        total = known if message.total is None else min(message.total, known)
         self.end = LogEnd(message, seq, total)
         return Step(new_ids=new, end=self.end)
 

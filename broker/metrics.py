@@ -81,6 +81,16 @@ RESUMES = Counter("headrace_gateway_resumes", "Streams resumed by a client")
 TOKENS_UNREAD = Counter(
     "headrace_gateway_tokens_unread", "Tokens of ended responses that no client was given", ["model"]
 )
+CACHE_LOOKUPS = Counter(
+    "headrace_gateway_cache_lookups",
+    "Requests that may share an answer, by what was found: hit, joined, miss, unavailable (Redis is away)",
+    ["model", "result"],
+)
+CACHE_STORES = Counter("headrace_gateway_cache_stores", "Answers stored for identical requests")
+CACHE_STORED_BYTES = Counter("headrace_gateway_cache_stored_bytes", "Bytes of the answers stored")
+CACHE_PARTINGS = Counter(
+    "headrace_gateway_cache_partings", "Responses that went on alone because the one they followed did not"
+)
 CACHE_DEGRADED = Gauge(
     "headrace_gateway_redis_degraded", "1 while Redis does not answer and chat has no memory"
 )

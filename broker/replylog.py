@@ -34,7 +34,18 @@ from broker.log_reader import LogReader
 from schemas import codec
 from schemas.errors import HeadraceError
 from schemas.ids import Fence, GatewayId, ResponseId, SessionToken
-from schemas.reply import Closed, Failed, FenceMessage, Finished, Handoff, ReplyMessage, Started, Tokens
+from schemas.reply import (
+    Closed,
+    Failed,
+    FenceMessage,
+    Finished,
+    Handoff,
+    Joined,
+    Parted,
+    ReplyMessage,
+    Started,
+    Tokens,
+)
 
 log = logging.getLogger(__name__)
 
@@ -178,6 +189,19 @@ class ReplyLog:
         )
         return ack.seq
 
+    async def share(
+        self, message: Joined | Parted | Closed, *, behind: int, timeout_s: float = CLOSE_LIMIT_S
+    ) -> int | None:
+        """Say whose tokens these are (rule 9), if ``behind`` is the last sequence on ``R.f`` (0: none is).
+        None: it is not, and the log says what is. Raises ``HeadraceError(broker_unavailable)`` after
+        ``timeout_s``."""
+        try:
+            return await self._put_fence(message, behind, timeout_s=timeout_s)
+        except ApiError as error:
+            if not error.wrong_last_sequence:
+                raise
+            return None
+
     async def hand_off(self, fence: Fence) -> bool:
         """Say that this writer stops of its own will. False: it was not the writer any more. Conditional,
         because a stray fence message would fence off the next writer."""
@@ -209,7 +233,7 @@ class ReplyLog:
         return reader
 
     async def _put_fence(
-        self, message: Started | Handoff, expected_seq: int, timeout_s: float | None = None
+        self, message: FenceMessage, expected_seq: int, timeout_s: float | None = None
     ) -> int:
         headers = {
             MSG_ID: f"{self._response}-fence-{secrets.token_hex(6)}",
@@ -253,8 +277,11 @@ class ReplyLog:
             recent = await read_since(self._broker, subjects.REPLIES, self.tokens_subject, since_unix_ms)
             # Of two answers, that of a replica may lag: what follows the last token is read as one.
             known = [fence for fence in fences if fence.seq < recent[-1].seq] if recent else []
+            _feed(reader, known)
+            before = len(reader.ids)  # a Parted brings some, and shows no gap behind them
+            reader = LogReader()
             _feed(reader, sorted(known + recent, key=lambda item: item.seq))
-            if not reader.ids:  # those before are missing, or nobody had any
+            if len(reader.ids) == before:  # those before are missing, or nobody had any
                 reader = LogReader()
         if reader.last_seq < last_fence_seq or not reader.ids:
             await self._read(reader)

@@ -1,6 +1,7 @@
 """The subject grammar. Every subject of Headrace is built and parsed here and nowhere else.
 
     hr.job.<model>.<priority>.<lane>.<response>     the job queue (stream JOBS)
+    hr.job.<model>.<priority>.held.<response>       a job beside the queue: kept, and pulled by nobody
     hr.reply.<gateway>.<response>.<session>.t | .f  the reply log (stream REPLIES): tokens | fences
     hr.live.…                                       the same messages, republished as they are stored
     hr.cancel.<response>                            core: look at your lease now
@@ -33,7 +34,8 @@ Part = Literal["t", "f"]
 
 
 def job(job: Job) -> str:
-    return f"hr.job.{job.model}.{job.priority}.{job.lane}.{job.response}"
+    lane = "held" if job.held else job.lane
+    return f"hr.job.{job.model}.{job.priority}.{lane}.{job.response}"
 
 
 def job_filter(model: ModelToken, priority: Priority, lane: Lane) -> str:

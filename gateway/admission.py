@@ -115,9 +115,10 @@ class Ticket:
         self._admission = admission
         self._claim = claim
 
-    def begin(self, live: Live) -> None:
-        """Before its job is published: a reader may come with the ack."""
-        live.queued = self.first
+    def begin(self, live: Live, *, waits: bool) -> None:
+        """Before its job is published: a reader may come with the ack. ``waits``: for a slot, as what has
+        another's answer does not."""
+        live.queued = self.first if waits else Queued()
         live.allowance = self.ruling
 
     def stored(self, live: Live, seq: int) -> None:
@@ -132,7 +133,8 @@ class Ticket:
         end = live.end
         assert end is not None
         self._admission.queues.ended(live.job, _service_s(live))
-        used = end.usage.prompt_tokens + end.usage.completion_tokens
+        generated = live.log.fence is not None or live.job.presentation.cache not in ("hit", "joined")
+        used = end.usage.prompt_tokens + end.usage.completion_tokens if generated else 0
         self._admission.tenants.give_back(self._claim, tokens=used - self._claim.tokens)
 
     def withdraw(self) -> None:

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 
+import msgspec
 import nats.errors
 
 from broker import subjects
@@ -30,15 +31,23 @@ async def close(broker: Broker, job: Job, closed: Closed) -> None:
     await hint(broker, job.response)
 
 
-async def close_surely(broker: Broker, job: Job, closed: Closed, needed: Callable[[], bool]) -> None:
+async def close_surely(
+    broker: Broker,
+    job: Job,
+    closed: Closed,
+    needed: Callable[[], bool],
+    *,
+    ids_of: Callable[[], tuple[int, ...] | None] = lambda: None,
+) -> None:
     """Until it is stored, however long the broker is away, or until it is not ``needed`` (asked right before
-    each try). Raises ``BrokerClosed``."""
+    each try). ``ids_of``: what it repeats of a completion that no writer of this log made. Raises
+    ``BrokerClosed``."""
     while True:
         await broker.wait_connected()
         if not needed():
             return
         try:
-            await close(broker, job, closed)
+            await close(broker, job, msgspec.structs.replace(closed, ids=ids_of()))
         except (HeadraceError, ApiError) as error:
             log.warning("%s cannot be closed yet: %s", job.response, error)
             await asyncio.sleep(PAUSE_S)

@@ -71,7 +71,8 @@ class Opened:
 
 
 class Conversations:
-    """``is_live``: whether a response is in flight on this gateway."""
+    """``is_live``: whether a response is in flight on this gateway. ``settle``: sees to it that a held job's
+    response ends."""
 
     def __init__(
         self,
@@ -83,6 +84,7 @@ class Conversations:
         ttl_s: float,
         tokenizer_of: TokenizerOf,
         is_live: Callable[[ResponseId], bool],
+        settle: Callable[[Job], Awaitable[None]],
     ) -> None:
         self._redis = redis
         self._broker = broker
@@ -91,6 +93,7 @@ class Conversations:
         self._ttl_s = max(1, int(ttl_s))
         self._tokenizer_of = tokenizer_of
         self._is_live = is_live
+        self._settle_held = settle
         self._breaker = Breaker(pause_s=AWAY_S, probe_s=PROBE_S)
         self._folding: dict[ResponseId, asyncio.Event] = {}  # set when the turn is in Redis (or is lost)
 
@@ -281,6 +284,9 @@ class Conversations:
     async def _fold_from_log(self, job: Job, context: Context) -> Context | None:
         reply_log = ReplyLog(self._broker, job.gateway, job.response, job.session)
         ended = await reply_log.read()
+        if ended.end is None and job.held and ended.fence is None:
+            await self._settle_held(job)
+            ended = await reply_log.read()
         if ended.end is None and time.time() * 1000 > job.deadline_unix_ms + OVERDUE_S * 1000:
             await reply_log.close(Closed(reason="deadline", code="deadline_exceeded"))
             ended = await reply_log.read()

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from gateway.cache_key import CacheWish
 from gateway.output.pieces import Piece
 from schemas.ids import ResponseId, TenantId
 from schemas.job import Message as ChatMessage
@@ -65,7 +66,7 @@ class Generation:
     assistant, ``nobody`` (the template shows the messages alone), or whoever said the ``last`` one, in the
     middle of it. ``sibling``: which of how many that answer the same request. ``named_tool``: the one to call
     where ``tool_choice`` is ``named``. ``one_call``: at most one. ``shape``: how the answer is read, known
-    once the model is (``gateway/calling.py``).
+    once the model is (``gateway/calling.py``). ``cache``: whether the answer may be shared.
     """
 
     api: Api
@@ -96,6 +97,7 @@ class Generation:
     traceparent: str | None = None
     quota: Quota = UNLIMITED
     rtt_ms: float | None = None  # to the client, measured
+    cache: CacheWish = "auto"
     received_unix_ms: float = 0.0  # when the request's bytes were here; edge time counts from it
 
 

@@ -21,6 +21,7 @@ from gateway.admission import Ticket
 from gateway.attendance import Attendance
 from gateway.background import Background
 from gateway.conversation import Opened
+from gateway.feed import Feed
 from gateway.live import Live, now_ms
 from gateway.meter import Meter
 from gateway.tokenizer import ChatTokenizer
@@ -29,7 +30,7 @@ from schemas.config import Gateway
 from schemas.errors import HeadraceError
 from schemas.ids import GatewayId, ResponseId, WorkerId
 from schemas.job import Job
-from schemas.reply import Closed, Handoff, ReplyMessage, Started, Tokens
+from schemas.reply import Closed, Handoff, Joined, Parted, ReplyMessage, Started, Tokens
 
 log = logging.getLogger(__name__)
 
@@ -51,23 +52,27 @@ class Accepted:
 @dataclass(slots=True, eq=False)
 class Entry:
     """``accepted`` None: another gateway's response, which ``following`` brings. ``settled``: its job is
-    stored and its log read up to now, or it was removed. ``grace``: set while it has no client, until the
-    time is up."""
+    stored and its log ``read`` up to now, its leader's too, or it was removed. ``grace``: set while it has no
+    client, until the time is up."""
 
     live: Live
     accepted: Accepted | None = None
     worker: WorkerId | None = None  # who writes it now
     had_client: bool = False
     closing: bool = False
+    read: bool = False
     deadline: asyncio.TimerHandle | None = None
     grace: asyncio.TimerHandle | None = None
     following: asyncio.Task[None] | None = None
+    feed: Feed | None = None  # of a response that it joined
     settled: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class InFlight:
-    """``on_ended`` is called once for each entry that came to its end, in the event loop. As many responses
-    of other gateways are followed as this one accepts of its own (``gateway.max_responses``)."""
+    """``on_ended`` is called once for each entry that came to its end, in the event loop; ``on_held`` for a
+    held job whose log has said whose tokens it has, or was found to say nothing: it settles a followed one.
+    As many responses of other gateways are followed as this one accepts of its own
+    (``gateway.max_responses``)."""
 
     def __init__(
         self,
@@ -77,12 +82,14 @@ class InFlight:
         background: Background,
         *,
         on_ended: Callable[[Entry], None],
+        on_held: Callable[[Entry], None],
     ) -> None:
         self._broker = broker
         self._grace_s = limits.disconnect_grace_s
         self._max_followed = limits.max_responses
         self._background = background
         self._on_ended = on_ended
+        self._on_held = on_held
         self._entries: dict[ResponseId, Entry] = {}
         self._followers: asyncio.TaskGroup | None = None
         self._followed = 0
@@ -111,7 +118,7 @@ class InFlight:
     def kept_here(self) -> bool:
         """Whether anything would be missed if this gateway ended now: a client, or one that may come back
         here. What has gone on to another gateway would not."""
-        return any(entry.live.attended or not entry.live.elsewhere for entry in self._entries.values())
+        return any(entry.live.has_client or not entry.live.elsewhere for entry in self._entries.values())
 
     async def run(self) -> None:
         """Never returns."""
@@ -205,12 +212,16 @@ class InFlight:
 
     def _caught_up(self, entry: Entry) -> None:
         live = entry.live
-        if live.log.fence is None and not closer.is_of_use(live.job):
+        if live.log.last_seq == 0 and not closer.is_of_use(live.job):
             gone = HeadraceError("response_not_found", f"The response {live.response_id} is no longer kept.")
             self._remove(entry, gone)
             return
-        entry.settled.set()
+        entry.read = True
         self._set_deadline(entry)
+        if live.job.held:
+            self._on_held(entry)
+        else:
+            entry.settled.set()
 
     def _remove(self, entry: Entry, why: HeadraceError | None = None) -> None:
         """``why``: told to its readers, who may ask again, unless it has ended."""
@@ -224,6 +235,12 @@ class InFlight:
         entry.settled.set()
         if entry.following is not None:
             entry.following.cancel()
+        if entry.feed is not None:
+            entry.feed.close()
+
+    def is_live(self, entry: Entry) -> bool:
+        """It is followed here, and has not ended."""
+        return self._entry_of(entry.live) is entry
 
     def _entry_of(self, live: Live) -> Entry | None:
         entry = self._entries.get(live.response_id)
@@ -251,6 +268,8 @@ class InFlight:
         elif isinstance(message, Handoff):
             entry.worker = None
             self._watcher.over(live.response_id)  # that worker gives the job back by itself
+        elif isinstance(message, Joined | Parted) and (entry.accepted is not None or entry.read):
+            self._on_held(entry)
 
     def live_started(self, live: Live) -> None:
         if (entry := self._entry_of(live)) is not None and entry.accepted is not None:
@@ -362,7 +381,9 @@ class InFlight:
 
         async def close() -> None:
             try:
-                await closer.close_surely(self._broker, entry.live.job, closed, needed)
+                await closer.close_surely(
+                    self._broker, entry.live.job, closed, needed, ids_of=entry.live.lent_ids
+                )
             finally:
                 entry.closing = False
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import msgspec
 
-from broker.log_reader import LogReader
+from broker.log_reader import LogEnd, LogReader
 from gateway.generation import Ended, Parsed, Queued, Started, Text, Update
 from gateway.outcome import Verdict, stopped, verdict
 from gateway.output.parser import OutputParser
@@ -54,6 +54,12 @@ class LiveOwner(Protocol):
     def live_left(self, live: Live) -> None: ...  # called once, when it has ended and no reader is left
 
 
+class Follower(Protocol):
+    """Who wants to know that there is news of a response: a client's reader, or a response that joined."""
+
+    def wake(self) -> None: ...
+
+
 class Live:
     """``text``: all that was released so far. ``ids``: the completion's tokens that count so far.
     ``started``: a worker has (or had) it. ``end``: set once, and last. ``lost``: set instead, where this
@@ -85,7 +91,7 @@ class Live:
         self._parser = None if shape is None else OutputParser(shape)
         self._parsed: list[tuple[Piece, ...]] = []  # of each of ``_pieces``, where there is a parser
         self._solid = 0  # pieces up to the last one that is not empty
-        self._readers: list[LiveReader] = []
+        self._readers: list[Follower] = []
         self._owner = owner
         self._kept = False  # this is what was kept of an ended one
 
@@ -149,6 +155,19 @@ class Live:
     def attended(self) -> bool:
         return bool(self._readers)
 
+    @property
+    def has_client(self) -> bool:
+        return any(isinstance(reader, LiveReader) for reader in self._readers)
+
+    @property
+    def is_joined(self) -> bool:
+        """Its tokens are another response's, as far as its log says by now."""
+        return self._log.leader is not None
+
+    def lent_ids(self) -> tuple[int, ...] | None:
+        """What the end of its log must repeat: the tokens of a response that has no writer of its own."""
+        return tuple(self._log.ids) if self.is_joined else None
+
     def for_keeping(self) -> Live:
         """This ended response without what it took to make it: its prompt, and its readers."""
         kept = copy.copy(self)
@@ -201,16 +220,38 @@ class Live:
             news = self._decode(step.new_ids, at_unix_ms) or news
             self._owner.live_tokens(self, len(step.new_ids))
         if step.end is not None:
-            self._flush()
+            self._flush(step.end.total)
         if self._stream.stopped:
-            total = min(len(self._pieces), len(self._log.ids))
-            if step.end is None:
-                self._owner.live_stopped(self, total)
-            self._conclude(stopped(self.job, total, step.end), at_unix_ms)
+            self._stop(step.end, at_unix_ms)
         elif step.end is not None:
             self._conclude(verdict(self.job, step.end), at_unix_ms)
         elif news:
             self._wake()
+
+    def lend(self, leader: Live) -> None:
+        """News of the response that this one follows."""
+        if self.end is not None or not self.is_joined:
+            return
+        news = False
+        if leader.started and not self.started:
+            self.started = news = True
+            self._owner.live_started(self)
+        new_ids = leader.log.ids[len(self._log.ids) : leader.total]
+        if new_ids:
+            self._log.lend(new_ids)
+            news = self._decode(new_ids, None) or news
+            self._owner.live_tokens(self, len(new_ids))
+            leader.read_tokens = max(leader.read_tokens, leader.total)
+        if self._stream.stopped:
+            self._stop(None, None)
+        elif news:
+            self._wake()
+
+    def _stop(self, end: LogEnd | None, at_unix_ms: float | None) -> None:
+        total = min(len(self._pieces), len(self._log.ids))
+        if end is None:
+            self._owner.live_stopped(self, total)
+        self._conclude(stopped(self.job, total, end), at_unix_ms)
 
     def _decode(self, new_ids: Sequence[int], at_unix_ms: float | None) -> bool:
         """True if text was released."""
@@ -250,8 +291,13 @@ class Live:
             self._solid = len(parsed)
         return any(isinstance(item, Call) for item in self.items)
 
-    def _flush(self) -> None:
-        """Text that only the end releases stands behind the last token, as if one more had caused it."""
+    def _flush(self, total: int) -> None:
+        """Text that only the end releases stands behind the last token, as if one more had caused it. Tokens
+        that were lent and do not count are not shown to whoever comes later."""
+        if total < len(self._pieces) and not self._stream.stopped:
+            del self._pieces[total:], self._parsed[total:]
+            self._solid = min(self._solid, total)
+            return
         piece, before = self._stream.finish(), self._solid
         if piece:
             self._pieces += [""] * (len(self._log.ids) - len(self._pieces))
@@ -297,7 +343,7 @@ class Live:
         self._wake()
 
     def _wake(self) -> None:
-        for reader in self._readers:
+        for reader in tuple(self._readers):  # one that joined may end by this, and detach
             reader.wake()
 
     # -- readers ------------------------------------------------------------------------------------
@@ -306,12 +352,16 @@ class Live:
         """A reader behind ``from_token`` tokens of the completion (``cursor.token_of`` of the last event
         its client has seen). Close it, or the response is never taken for deserted."""
         reader = LiveReader(self, from_token)
+        self.attach(reader)
+        return reader
+
+    def attach(self, reader: Follower) -> None:
+        """Detach it, or the response is never taken for deserted."""
         self._readers.append(reader)
         if len(self._readers) == 1:
             self._owner.live_attended(self)
-        return reader
 
-    def detach(self, reader: LiveReader) -> None:
+    def detach(self, reader: Follower) -> None:
         if reader in self._readers:
             self._readers.remove(reader)
             if self._readers:

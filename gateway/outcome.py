@@ -49,8 +49,10 @@ def verdict(job: Job, end: LogEnd) -> Verdict:
             return Verdict("failed", total, usage, reason="deadline", code="deadline_exceeded", message=text)
         case Closed(reason="refused"):
             return _failed(total, usage, message.code or "internal_error", message.message)
+        case Closed(finish=("length" | "content_filter") as reason):
+            return Verdict("incomplete", total, usage, reason=reason)
         case Closed():
-            return Verdict("completed", total, usage, reason="stop")
+            return Verdict("completed", total, usage, reason=message.finish or "stop")
 
 
 def _failed(total: int, usage: Usage, code: str, message: str) -> Verdict:

@@ -17,12 +17,13 @@ from redis.asyncio import Redis
 
 from broker.connection import Broker, NoAnswer, unix_ms
 from broker.jetstream import ApiError
-from broker.jobs import find_job, publish_job
+from broker.jobs import find_job
 from broker.presence import Roster
 from broker.replylog import ReplyLog
 from broker.tail import ReplyTail
 from gateway import closer, meter, prompt
 from gateway.abilities import check_abilities
+from gateway.acceptance import NotFirst, Opening, accept
 from gateway.admission import Admission, Ticket
 from gateway.background import Background
 from gateway.calling import settle
@@ -34,10 +35,12 @@ from gateway.erasure import Erased, erase
 from gateway.generation import Generation
 from gateway.in_flight import Accepted, Entry, InFlight
 from gateway.jobs import make_job, request_digest
+from gateway.joining import Joining
 from gateway.live import Live
 from gateway.meter import Meter
 from gateway.router import Offer, Router
 from gateway.routing import queue_of_card
+from gateway.sharing import Sharing
 from gateway.tokenizer import ChatTokenizer
 from schemas.config import Config
 from schemas.errors import HeadraceError
@@ -55,10 +58,6 @@ from schemas.reply import Closed
 log = logging.getLogger(__name__)
 
 DRAIN_LOOK_S = 0.05
-
-
-class _NotFirst(Exception):
-    """Another request with the same idempotency key has just been accepted."""
 
 
 class Pipeline:
@@ -80,7 +79,20 @@ class Pipeline:
         self._admission = Admission(config.limits, config.gateway, redis, broker, self._catalog)
         self._background = Background()
         self._in_flight = InFlight(
-            broker, self.gateway, config.gateway, self._background, on_ended=self._on_ended
+            broker,
+            self.gateway,
+            config.gateway,
+            self._background,
+            on_ended=self._on_ended,
+            on_held=lambda entry: self._joining.held(entry),
+        )
+        self._sharing = Sharing(redis, config.cache, self._secret, self._background)
+        self._joining = Joining(
+            broker,
+            self._sharing.cache,
+            self._background,
+            attach=self.attach,
+            is_live=self._in_flight.is_live,
         )
         self._tail = ReplyTail(broker, self.gateway, on_message=self._in_flight.feed)
         self.conversations = Conversations(
@@ -91,6 +103,7 @@ class Pipeline:
             ttl_s=config.gateway.conversation_ttl_s,
             tokenizer_of=self._tokenizer_of,
             is_live=self._in_flight.__contains__,
+            settle=self._settle,
         )
         self._ended = EndedResponses()
         self._erased = Erased(broker, on_erased=self._forget_kept, on_missed=self._ended.drop_all)
@@ -187,7 +200,7 @@ class Pipeline:
             if first is None:
                 try:
                     return await self._submit_new(generation, response)
-                except _NotFirst:
+                except NotFirst:
                     first = await self.attach(response, generation.tenant)
                 except HeadraceError as error:
                     if error.code == "broker_unavailable":
@@ -268,13 +281,14 @@ class Pipeline:
                 max_deadline_s=self._limits.deadline_s,
             )
             settled = True
-            return await self._accept(generation, job, opened, tokenizer, card, ticket)
+            async with self._sharing.plan(job, generation.cache) as plan:
+                return await self._accept(generation, plan.job, plan.opening, opened, tokenizer, card, ticket)
         except BaseException as error:
             if ticket is not None:
                 ticket.withdraw()
             # With a key, the client may be asking again already, and its next try holds the same claim.
             refused = isinstance(error, HeadraceError | ApiError) and not settled
-            over = isinstance(error, _NotFirst) and opened is not None and opened.is_new
+            over = isinstance(error, NotFirst) and opened is not None and opened.is_new
             if generation.idempotency_key is None or refused or over or _is_known_not_stored(error):
                 self._background.spawn(
                     self.conversations.abandon(generation, response), f"abandon {response}"
@@ -285,6 +299,7 @@ class Pipeline:
         self,
         generation: Generation,
         job: Job,
+        opening: Opening | None,
         opened: Opened,
         tokenizer: ChatTokenizer,
         card: ModelCard,
@@ -293,30 +308,33 @@ class Pipeline:
         detokenizer = tokenizer.detokenizer_of(job.presentation.shape)
         live = Live(job, detokenizer, self._in_flight, received_unix_ms=generation.received_unix_ms)
         counted = Meter(card.name, generation.received_unix_ms or job.created_unix_ms)
+        accepted = Accepted(opened, tokenizer, counted, ticket)
         if job.response in self._in_flight:  # another gateway was quicker, and somebody follows it here
-            raise _NotFirst
-        ticket.begin(live)
-        entry = self._in_flight.register(live, Accepted(opened, tokenizer, counted, ticket))
+            raise NotFirst
+        ticket.begin(live, waits=opening is None)
+        ended = isinstance(opening, Closed)
+        entry = None if ended else self._in_flight.register(live, accepted)
         try:
-            stored = await publish_job(self._broker, job, only_first=live.is_repeatable)
-            if stored.duplicate and live.is_repeatable and await self._is_anothers(job):
-                raise _NotFirst
+            queue_seq, log_seq = await accept(self._broker, job, opening)
+            if (
+                ended and log_seq is None
+            ):  # another gateway has found it, without an end, and put it in the queue
+                raise NotFirst
         except BaseException as error:
             if live.end is None:
-                self._in_flight.withdraw(entry)
+                if entry is not None:
+                    self._in_flight.withdraw(entry)
                 counted.withdrawn()
             self._disown(job, error)
             raise
-        self._in_flight.begin(entry)
-        ticket.stored(live, stored.seq)
+        if entry is not None:
+            self._in_flight.begin(entry)
+        elif isinstance(opening, Closed) and log_seq is not None:  # its log's first message, and the last
+            self._in_flight.begin(self._in_flight.register(live, accepted))
+            self._in_flight.feed(job.response, log_seq, opening)
+        if opening is None:
+            ticket.stored(live, queue_seq)
         return live
-
-    async def _is_anothers(self, job: Job) -> bool:
-        """What was found under the same idempotency key may be this very job, whose first ack was lost."""
-        first = await find_job(self._broker, job.response)
-        if first is None:  # a replica that lags
-            raise NoAnswer("timeout", "job")
-        return (first.gateway, first.request_digest) != (job.gateway, job.request_digest)
 
     def _disown(self, job: Job, error: BaseException) -> None:
         """Nobody will read it, and it may be stored all the same: no worker shall spend time on it. One with
@@ -373,9 +391,12 @@ class Pipeline:
             return
         try:
             job = live.job if live is not None else await self.find_request(response, tenant)
-            if live is None and await self._is_over(job):
+            if live is None and job.held:  # what was said so far is in another log
+                live = await self.attach(response, tenant)
+            if (live is not None and live.end is not None) or (live is None and await self._is_over(job)):
                 return
-            await closer.close(self._broker, job, Closed(reason="cancelled"))
+            ids = None if live is None else live.lent_ids()
+            await closer.close(self._broker, job, Closed(reason="cancelled", ids=ids))
         except ApiError as error:
             raise _refused(error) from error
 
@@ -412,12 +433,19 @@ class Pipeline:
     async def _tokenizer_of(self, job: Job) -> ChatTokenizer:
         return await self._catalog.tokenizer_of(job.model)
 
+    # -- held jobs ------------------------------------------------------------------------------------
+
+    async def _settle(self, job: Job) -> None:
+        """Follow what another gateway left without an end and without a worker: that brings one of them."""
+        await self.attach(job.response, job.tenant)
+
     # -- ends -----------------------------------------------------------------------------------------
 
     def _on_ended(self, entry: Entry) -> None:
         live, accepted = entry.live, entry.accepted
         if not is_deleted(live.log):
             self._ended.keep(live, time.monotonic())
+        self._sharing.ended(entry)
         if accepted is not None:
             assert live.end is not None
             accepted.meter.ended(live.end)

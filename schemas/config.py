@@ -141,6 +141,16 @@ class Limits(_Section, frozen=True):
     lease_s: Annotated[float, Meta(ge=1)] = 30  # what a dead gateway held counts for so long
 
 
+class Cache(_Section, frozen=True):
+    """Answers kept in Redis for identical requests of the same tenant. Sizes are of token ids, as stored."""
+
+    enabled: bool = True
+    join: bool = True  # identical requests in flight share one generation
+    ttl_s: Seconds = 3600
+    max_entry_bytes: Positive = 64 << 10  # a longer answer is not kept
+    max_tenant_bytes: Positive = 64 << 20  # beyond: the tenant's oldest answers go
+
+
 class Worker(_Section, frozen=True):
     engine: Literal["vllm", "sim"] = "vllm"
     model: str = "smollm2"  # hub id, local folder, or the name of a model made by `headrace model fetch`
@@ -190,6 +200,7 @@ class Config(_Section, frozen=True):
     auth: Auth = Auth()
     routing: Routing = Routing()
     limits: Limits = Limits()
+    cache: Cache = Cache()
     worker: Worker = Worker()
     sim: Sim = Sim()
     vllm: dict[str, Any] = {}

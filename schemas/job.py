@@ -28,6 +28,7 @@ Priority = Literal["interactive", "standard", "batch"]  # the queue's class
 Lane = Literal["fair", "over"]  # over: what a tenant sends above its share
 PRIORITIES: tuple[Priority, ...] = ("interactive", "standard", "batch")
 Memory = Literal["none", "on", "unavailable"]  # of a conversation: not asked for, kept, Redis is away
+CacheStatus = Literal["none", "miss", "hit", "joined"]  # none: no other answer was looked for
 LANES: tuple[Lane, ...] = ("fair", "over")
 
 CODEC = "msgpack;v=1"  # value of the header Hr-Codec
@@ -82,8 +83,9 @@ class Presentation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     whose gateway died can be folded into the conversation from the job and its reply log; ``input`` is
     the same as (role, content) where it is more than one user message, and ``user_text`` is empty then.
     ``said`` is that, where messages are more than role and content.
-    ``memory``: whether the conversation was remembered when the job was made. ``shape``: None where the
-    completion is nothing but text. ``rendering``: of the tools and options that the chat template was given.
+    ``memory``: whether the conversation was remembered when the job was made; ``cache``: whether an answer,
+    or an identical response in flight, was found then. ``shape``: None where the completion is nothing but
+    text. ``rendering``: of the tools and options that the chat template was given.
     ``route``: None in jobs of versions that did not tell.
     """
 
@@ -100,11 +102,13 @@ class Presentation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     shape: OutputShape | None = None
     rendering: str = ""
     route: Route | None = None
+    cache: CacheStatus = "none"
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag="job"):
     """``prompt_ids``: the whole prompt, encoded once, at the edge. Times are unix milliseconds.
-    ``request_digest``: of what the client asked, where it gave an idempotency key.
+    ``request_digest``: of what the client asked, where it gave an idempotency key. ``held``: stored where no
+    worker pulls, because its tokens come from elsewhere (broker/REPLYLOG.md, rule 9).
     Everything that becomes part of a subject is checked as it is decoded."""
 
     response: Annotated[ResponseId, Meta(pattern=RESPONSE_PATTERN)]
@@ -124,6 +128,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_fie
     traceparent: str | None = None
     replay_of: ResponseId | None = None
     request_digest: str = ""
+    held: bool = False
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag="dead"):

@@ -1,6 +1,6 @@
 """The messages of a response's reply log.
 
-``R.f`` carries fences and closings (Started, Handoff, Joined, Closed), ``R.t`` carries tokens and the
+``R.f`` carries fences and closings (Started, Handoff, Joined, Parted, Closed), ``R.t`` carries tokens and the
 writer's terminals (Tokens, Finished, Failed). The rules that give them meaning are in ``broker/replylog``.
 """
 
@@ -66,14 +66,22 @@ class Handoff(_Message, frozen=True, tag="handoff"):
 
 
 class Joined(_Message, frozen=True, tag="joined"):
-    """This response follows the log of an identical one in flight."""
+    """This response follows the log of an identical one in flight: its tokens are that one's."""
 
     leader: ResponseId
 
 
+class Parted(_Message, frozen=True, tag="parted"):
+    """This response follows no other any more. ``ids``: its completion so far, behind which a writer of its
+    own begins."""
+
+    ids: tuple[int, ...]
+
+
 class Closed(_Message, frozen=True, tag="closed"):
     """Ends a response from outside its writer. ``total``: tokens that count (None: all that the log
-    holds before this message); ``ids``: the whole completion where no writer produced it."""
+    holds before this message); ``ids``: the whole completion where no writer of this log produced it;
+    ``finish``: why it ended, where it is complete."""
 
     reason: CloseReason
     code: str | None = None
@@ -81,6 +89,7 @@ class Closed(_Message, frozen=True, tag="closed"):
     total: int | None = None
     ids: tuple[int, ...] | None = None
     usage: Usage | None = None
+    finish: FinishReason | None = None
 
 
 class Tokens(_Message, frozen=True, tag="tokens"):
@@ -115,6 +124,6 @@ class Failed(_Message, frozen=True, tag="failed"):
     total: int = 0
 
 
-FenceMessage = Started | Handoff | Joined | Closed
+FenceMessage = Started | Handoff | Joined | Parted | Closed
 TokenMessage = Tokens | Finished | Failed
 ReplyMessage = FenceMessage | TokenMessage

@@ -79,7 +79,7 @@ def _guarded(app: ASGIApp, front: Front, door: Door | None) -> ASGIApp:
             allow_origins=limits.allowed_origins,
             allow_methods=("GET", "POST", "DELETE"),
             allow_headers=("*",),
-            expose_headers=("retry-after", "x-request-id", *LIMIT_HEADERS),
+            expose_headers=("retry-after", "x-headrace-cache", "x-request-id", *LIMIT_HEADERS),
         )
     loopback_only = door is None and is_loopback(limits.host) and not limits.allow_unauthenticated
     return Guard(inner, limits.allowed_origins, loopback_only=loopback_only)

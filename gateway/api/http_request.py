@@ -77,6 +77,8 @@ async def generate(
         traceparent=traceparent(request),
     )
     generation = replace(generation, idempotency_key=idempotency_key(request), rtt_ms=rtt_ms(request.scope))
+    if "no-store" in request.headers.get("cache-control", "").lower():
+        generation = replace(generation, cache="off")
     with front.answering():
         live = await submit(front, generation, names)
         if stream is not None:
@@ -175,10 +177,13 @@ def json_answer(body: msgspec.Struct, live: Live) -> Response:
 
 def headers_of(live: Live) -> dict[str, str]:
     """``x-request-id`` is the response's id: with it, any API's response can be found and cancelled. The
-    others tell the model, how it was chosen, and what is left of the tenant's limits, which is told by the
-    gateway that admitted it."""
+    others tell the model, how it was chosen, whether the answer is a shared one (hit, joined or miss, where
+    one was looked for), and what is left of the tenant's limits, which is told by the gateway that admitted
+    it."""
     headers = {"x-request-id": live.response_id, "x-headrace-model": _shown(live.model_name)}
     headers |= limit_headers(live.allowance)
+    if live.job.presentation.cache != "none":
+        headers["x-headrace-cache"] = live.job.presentation.cache
     if (route := live.job.presentation.route) is not None:
         headers["x-headrace-route"] = _shown("; ".join(filter(None, (route.by, route.reason))))
     return headers

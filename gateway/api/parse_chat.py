@@ -184,6 +184,7 @@ def chat_generation(
         store=False,
         echo=msgspec.json.encode(echo).decode(),
         traceparent=traceparent,
+        cache=chat.cache or "auto",
         received_unix_ms=received_unix_ms,
     )
 

@@ -175,6 +175,7 @@ def to_generation(
         echo=msgspec.json.encode(_echo(create)).decode(),
         idempotency_key=create.idempotency_key,
         traceparent=traceparent,
+        cache=create.cache or "auto",
         received_unix_ms=received_unix_ms,
     )
 

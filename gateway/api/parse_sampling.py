@@ -12,6 +12,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from gateway.cache_key import CacheWish
 from schemas.errors import HeadraceError
 from schemas.sampling import MAX_TOKENS_CEILING, Sampling, StructuredOutput, Vocab
 
@@ -52,6 +53,7 @@ class SamplingFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     allowed_token_ids: Annotated[list[Vocab], Meta(min_length=1, max_length=MAX_ALLOWED_TOKEN_IDS)] | None = (
         None
     )
+    cache: CacheWish | None = None  # ours: whether the answer may be one that was given before
 
     def sampling(
         self, max_tokens: int, *, logprobs: int | None = None, structured: StructuredOutput | None = None

@@ -17,7 +17,7 @@ from gateway.generation import Ended
 from gateway.service_tier import tier_of
 from schemas.errors import ERRORS
 from schemas.ids import ResponseId
-from schemas.job import Job, Memory, Route
+from schemas.job import CacheStatus, Job, Memory, Route
 from schemas.reply import Usage
 
 Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
@@ -201,6 +201,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     truncation: Literal["auto", "disabled"]
     service_tier: str
     memory: Memory
+    cache_status: CacheStatus
     routing: Routing | msgspec.UnsetType = msgspec.UNSET
     timings: ResponseTimings | msgspec.UnsetType = msgspec.UNSET
 
@@ -212,6 +213,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     id: ResponseId
     memory: Memory = "none"
     service_tier: str = "default"
+    cache_status: CacheStatus = "none"
     created_unix_ms: int
     model: str
     route: Route | None = None
@@ -229,6 +231,7 @@ def head(job: Job) -> Head:
         id=job.response,
         memory=shown.memory,
         service_tier=tier_of(job.priority),
+        cache_status=shown.cache,
         created_unix_ms=job.created_unix_ms,
         model=job.model_name,
         route=shown.route,
@@ -334,6 +337,7 @@ def _build(
         memory=head.memory,
         routing=_routing(head),
         service_tier=head.service_tier,
+        cache_status=head.cache_status,
     )
 
 

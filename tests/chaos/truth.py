@@ -27,6 +27,7 @@ from schemas.reply import (
     FinishReason,
     Handoff,
     Joined,
+    Parted,
     ReplyMessage,
     Started,
     Tokens,
@@ -87,7 +88,7 @@ class Truth:
             self.attempts[-1].lost_ms = stored_ms
 
     def _check(self, message: ReplyMessage, stored_ms: float) -> None:
-        if isinstance(message, Started | Handoff | Joined | Closed):
+        if isinstance(message, Started | Handoff | Joined | Parted | Closed):
             return
         writer = next((attempt for attempt in self.attempts if attempt.seq == message.fence), None)
         if writer is None:

@@ -11,7 +11,7 @@ from broker.connection import Broker
 from broker.replylog import FenceLost, ReplyLog
 from schemas.errors import HeadraceError
 from schemas.ids import Fence, new_response_id
-from schemas.reply import Closed, Failed, Finished, Handoff, Started
+from schemas.reply import Closed, Failed, Finished, Handoff, Joined, Parted, Started
 from tests.integration.broker.samples import (
     GATEWAY,
     SESSION,
@@ -223,3 +223,19 @@ async def test_racing_claims_leave_one_writer(broker: Broker, reply_log: ReplyLo
                 await reply_log.end(make_finished(fence, (1,)))
     await reply_log.end(make_finished(last, (2,)))
     assert (await reply_log.read()).ids == [2]
+
+
+async def test_a_log_that_parted_from_its_leader_is_continued_whole(reply_log: ReplyLog) -> None:
+    joined = await reply_log.share(Joined(leader=new_response_id()), behind=0)
+    assert joined is not None
+    assert await reply_log.share(Joined(leader=new_response_id()), behind=0) is None
+    assert await reply_log.share(Parted(ids=(1, 2)), behind=joined) is not None
+    assert await reply_log.share(Closed(reason="completed", ids=(9,)), behind=joined) is None
+    first = await reply_log.claim(make_started("w-1"))
+    assert first.history.ids == [1, 2]
+    assert first.fence is not None
+    await reply_log.send_tokens(make_tokens(first.fence, 2, 3))
+    await asyncio.sleep(1.0)  # so that a quick look at the newest tokens does not see those
+    assert await reply_log.send_tokens_confirmed(make_tokens(first.fence, 3, 4), 5)
+    second = await reply_log.claim(make_started("w-2"), redelivered=True)
+    assert second.history.ids == [1, 2, 3, 4]

@@ -20,7 +20,7 @@ from gateway.live import Live
 from gateway.pipeline import Pipeline
 from gateway.text import Detokenizer
 from gateway.tokenizer import ChatTokenizer
-from schemas.config import Config, Gateway, Nats, Redis, Security, Sim, Worker
+from schemas.config import Cache, Config, Gateway, Nats, Redis, Security, Sim, Worker
 from schemas.ids import ResponseId, TenantId
 from schemas.sampling import Sampling
 from tests.integration.conftest import NatsServer, RedisServer
@@ -28,6 +28,7 @@ from workers.engine.sim_sequence import expected_completion
 from workers.worker import Worker as WorkerProcess
 
 TENANT = TenantId("local")
+ALONE = Cache(enabled=False)  # tests of other things ask the same again, and want it generated
 
 
 @dataclass
@@ -61,6 +62,7 @@ def configured(
     redis: RedisServer,
     *,
     gateway: Gateway | None = None,
+    cache: Cache = ALONE,
     sim: Sim | None = None,
     ack_wait_s: float = 15,
 ) -> Config:
@@ -69,6 +71,7 @@ def configured(
         redis=Redis(url=redis.url, timeout_s=0.3),
         security=Security(secret="a secret of sixteen characters"),
         gateway=gateway or Gateway(),
+        cache=cache,
         worker=Worker(engine="sim", port=0, presence_interval_s=0.5, drain_s=1),
         sim=sim or Sim(inter_token_ms=1, prefill_base_ms=1, prefill_us_per_token=1, mean_output_tokens=60),
     )

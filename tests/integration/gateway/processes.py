@@ -68,7 +68,8 @@ class Process:
 
 
 class Gateway(Process):
-    """``auth`` and ``limits``: those sections; ``extra``: variables of others; the rest is of [gateway]."""
+    """``auth`` and ``limits``: those sections; ``extra``: variables of others; ``cache``: identical requests
+    share an answer, else each is generated, as most tests want it; the rest is of [gateway]."""
 
     def __init__(
         self,
@@ -78,6 +79,8 @@ class Gateway(Process):
         auth: Mapping[str, object] | None = None,
         extra: Mapping[str, str] | None = None,
         limits: Mapping[str, object] | None = None,
+        *,
+        cache: bool = False,
         **gateway: object,
     ) -> None:
         tls = "s" if "tls_cert" in gateway else ""
@@ -92,6 +95,7 @@ class Gateway(Process):
             "HEADRACE_REDIS__URL": redis.url,
             "HEADRACE_SECURITY__SECRET": "a secret of this test",
             "HEADRACE_GATEWAY__PORT": str(self.port),
+            "HEADRACE_CACHE__ENABLED": str(cache).lower(),
             **settings,
             **authentication,
             **(extra or {}),
@@ -143,10 +147,12 @@ def gateway(
     auth: Mapping[str, object] | None = None,
     extra: Mapping[str, str] | None = None,
     limits: Mapping[str, object] | None = None,
+    *,
+    cache: bool = False,
     **settings: object,
 ) -> Iterator[Gateway]:
     """Ready to answer."""
-    process = Gateway(nats, redis, folder, auth, extra, limits, **settings)
+    process = Gateway(nats, redis, folder, auth, extra, limits, cache=cache, **settings)
     try:
         process.wait_until_ready()
         yield process

@@ -46,6 +46,9 @@ def conversations(redis: Client, broker: Broker) -> Conversations:
     async def no_tokenizer(job: Job) -> ChatTokenizer:
         raise AssertionError(job)
 
+    async def nothing_held(job: Job) -> None:
+        raise AssertionError(job)
+
     return Conversations(
         redis,
         broker,
@@ -54,6 +57,7 @@ def conversations(redis: Client, broker: Broker) -> Conversations:
         ttl_s=TTL_S,
         tokenizer_of=no_tokenizer,
         is_live=lambda response: False,
+        settle=nothing_held,
     )
 
 

@@ -7,12 +7,14 @@ import pytest
 
 from broker.log_reader import LogReader
 from broker.log_writer import MESSAGE_TOKENS, LogWriter
-from schemas.ids import Fence, WorkerId
+from schemas.ids import Fence, ResponseId, WorkerId
 from schemas.reply import (
     Closed,
     Failed,
     Finished,
     Handoff,
+    Joined,
+    Parted,
     ReplyMessage,
     Started,
     Timings,
@@ -140,3 +142,41 @@ def test_what_was_not_sent_is_put_back_and_nothing_else() -> None:
     assert last is not None
     log.put_back(last)
     assert log.take() == last
+
+
+LEADER, HEIR = (ResponseId(f"resp_01JD000000000000000000000{n}") for n in range(2))
+
+
+def test_a_joined_log_counts_what_its_end_repeats_however_much_was_lent() -> None:
+    for lent in ((), (5,), (5, 6, 7, 8)):
+        reader = read(Joined(leader=LEADER))
+        reader.lend(lent)
+        step = reader.feed(2, Closed(reason="cancelled", ids=(5, 6)))
+        assert step.end is not None
+        assert (step.end.total, reader.ids[: step.end.total]) == (2, [5, 6])
+        reader = read(Joined(leader=LEADER))
+        reader.lend(lent)
+        reader.feed(2, Closed(reason="deadline"))
+        assert reader.end is not None
+        assert reader.end.total == 0
+
+
+def test_a_parted_log_goes_on_behind_the_leaders_tokens() -> None:
+    for lent in ((), (5,), (5, 6)):
+        reader = read(Joined(leader=LEADER))
+        reader.lend(lent)
+        assert (reader.leader, reader.shared_seq) == (LEADER, 1)
+        step = reader.feed(2, Parted(ids=(5, 6)))
+        assert list(step.new_ids) == [5, 6][len(lent) :]
+        assert (reader.leader, reader.parted, reader.shared_seq) == (None, True, 2)
+        reader.feed(3, started(1))
+        reader.feed(4, tokens(3, 2, 7))
+        assert reader.ids == [5, 6, 7]
+        reader.feed(5, Closed(reason="cancelled"))
+        assert reader.end is not None
+        assert reader.end.total == 3
+
+
+def test_the_last_joined_names_the_leader() -> None:
+    reader = read(Joined(leader=LEADER), Joined(leader=HEIR))
+    assert (reader.leader, reader.shared_seq, reader.parted) == (HEIR, 2, False)

@@ -14,6 +14,7 @@ from schemas.reply import (
     Finished,
     Handoff,
     Joined,
+    Parted,
     Started,
     Timings,
     TokenLogprobs,
@@ -66,6 +67,7 @@ MESSAGES: dict[str, Message] = {
             user_text="hi",
             store=False,
             memory="on",
+            cache="joined",
         ),
         created_unix_ms=1_700_000_000_000,
         deadline_unix_ms=1_700_000_300_000,
@@ -73,6 +75,7 @@ MESSAGES: dict[str, Message] = {
         traceparent="00-0-0-01",
         replay_of=RESPONSE,
         request_digest="d1",
+        held=True,
     ),
     "dead": DeadLetter(
         response=RESPONSE,
@@ -124,7 +127,10 @@ MESSAGES: dict[str, Message] = {
     ),
     "handoff": Handoff(fence=Fence(17)),
     "joined": Joined(leader=RESPONSE),
-    "closed": Closed(reason="stop", code="cancelled", message="m", total=2, ids=(11, 12), usage=USAGE),
+    "parted": Parted(ids=(11, 12)),
+    "closed": Closed(
+        reason="stop", code="cancelled", message="m", total=2, ids=(11, 12), usage=USAGE, finish="stop"
+    ),
     "tokens": Tokens(fence=Fence(17), offset=1, ids=(11, 12), logprobs=LOGPROBS),
     "finished": Finished(
         fence=Fence(17),

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from schemas import codec
+from schemas.job import Job
 from tests.unit.schemas.messages import MESSAGES
 
 GOLDEN: dict[str, str] = json.loads((Path(__file__).parent / "golden.json").read_text())
@@ -20,7 +21,7 @@ DECODERS: dict[str, Callable[[bytes], codec.Message]] = {
     "dead": codec.decode_dead_letter,
     "worker": codec.decode_worker_card,
     "key": codec.decode_key,
-    **dict.fromkeys(("started", "handoff", "joined", "closed"), codec.decode_fence_message),
+    **dict.fromkeys(("started", "handoff", "joined", "parted", "closed"), codec.decode_fence_message),
     **dict.fromkeys(("tokens", "finished", "failed"), codec.decode_token_message),
 }
 
@@ -73,6 +74,19 @@ def test_a_job_of_before_idempotency_keys_decodes() -> None:
     del earlier["request_digest"]
     assert DECODERS["job"](msgpack.packb(earlier)) == msgspec.structs.replace(
         MESSAGES["job"], request_digest=""
+    )
+
+
+def test_a_job_and_a_closed_of_before_shared_answers_decode() -> None:
+    earlier = _read(MESSAGES["job"])
+    del earlier["held"]
+    job = DECODERS["job"](msgpack.packb(earlier))
+    assert isinstance(job, Job)
+    assert not job.held
+    earlier = _read(MESSAGES["closed"])
+    del earlier["finish"]
+    assert DECODERS["closed"](msgpack.packb(earlier)) == msgspec.structs.replace(
+        MESSAGES["closed"], finish=None
     )
 
 
