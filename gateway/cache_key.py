@@ -40,7 +40,20 @@ JOB_APART = frozenset(
     }
 )
 PRESENTATION_APART = frozenset(
-    {"api", "cache", "conversation", "echo", "input", "memory", "previous_response_id", "store", "user_text"}
+    {
+        "api",
+        "cache",
+        "conversation",
+        "echo",
+        "input",
+        "memory",
+        "previous_response_id",
+        "rendering",  # it shows in the prompt's ids
+        "route",
+        "said",
+        "store",
+        "user_text",
+    }
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -33,7 +33,13 @@ _BAD = ("failed", "cancelled")
 def siblings(generation: Generation, count: int) -> list[Generation]:
     """``count`` that differ in their seeds only, if one is given: they do not depend on each other."""
     return [
-        replace(generation, sampling=_seeded(generation.sampling, i), sibling=(i, count))
+        replace(
+            generation,
+            sampling=_seeded(generation.sampling, i),
+            sibling=(i, count),
+            # asked for several answers, nobody wants the same one again
+            cache="off" if i and generation.cache == "on" else generation.cache,
+        )
         for i in range(count)
     ]
 

@@ -100,6 +100,8 @@ def completion_generations(
             special_tokens=completion.add_special_tokens is not False,
             sampling=sampling,
             stop=completion.stop_strings(),
+            priority=limits.default_class,
+            cache=completion.cache or "auto",
             store=False,
             echo=msgspec.json.encode(echo).decode(),
             traceparent=traceparent,

@@ -7,7 +7,7 @@ import pytest
 
 from gateway.cache_key import JOB_APART, PRESENTATION_APART, cache_key, may_share, tenant_tag
 from schemas.ids import GatewayId, ModelToken, ResponseId, SessionToken, TenantId
-from schemas.job import Job, Presentation
+from schemas.job import Job, OutputShape, Presentation
 from schemas.sampling import Sampling, StructuredOutput
 
 SECRET = b"a secret of sixteen characters"
@@ -31,7 +31,7 @@ JOB_DECIDES = {
     "model": ModelToken("m-2"),
     "prompt_ids": (1, 2),
 }
-PRESENTATION_DECIDES = {"stop": ("END",)}
+PRESENTATION_DECIDES = {"stop": ("END",), "shape": OutputShape(tool_format="hermes")}
 SAMPLING_DECIDES = {
     "max_tokens": 11,
     "min_tokens": 1,

@@ -20,7 +20,7 @@ from schemas.errors import ERRORS
 
 # what only a WebSocket is told, and what is said where no operation is
 SOCKETS = {"unknown_event", "too_many_responses"}
-NOWHERE = {"not_found", "method_not_allowed"}
+NOWHERE = {"method_not_allowed"}
 
 
 def routes() -> set[tuple[str, str]]:
