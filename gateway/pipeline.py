@@ -1,7 +1,7 @@
-"""From a checked request to an accepted response, and from a response's id to what there is of it, whichever
-gateway accepted it.
+"""From a checked request to an accepted response; and what becomes of those that end.
 
-Must not know HTTP, WebSockets or any API's JSON.
+``find``, ``attach``, ``cancel`` and what else there is by a response's id is ``lookup``'s. Must not know
+HTTP, WebSockets or any API's JSON.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from redis.asyncio import Redis
 
 from broker.connection import Broker, NoAnswer, unix_ms
 from broker.jetstream import ApiError
-from broker.jobs import find_job
 from broker.presence import Roster
-from broker.replylog import ReplyLog
 from broker.tail import ReplyTail
 from gateway import closer, meter, prompt
 from gateway.abilities import check_abilities
@@ -31,12 +29,13 @@ from gateway.catalog import Catalog, ModelCard
 from gateway.context import NOTHING, is_deleted
 from gateway.conversation import Conversations, Opened
 from gateway.ended import EndedResponses
-from gateway.erasure import Erased, erase
+from gateway.erasure import Erased
 from gateway.generation import Generation
 from gateway.in_flight import Accepted, Entry, InFlight
 from gateway.jobs import make_job, request_digest
 from gateway.joining import Joining
 from gateway.live import Live
+from gateway.lookup import Lookup, refused
 from gateway.meter import Meter
 from gateway.router import Offer, Router
 from gateway.routing import queue_of_card
@@ -47,7 +46,6 @@ from schemas.errors import HeadraceError
 from schemas.ids import (
     GatewayId,
     ResponseId,
-    TenantId,
     keyed_response_id,
     new_process_id,
     new_response_id,
@@ -91,22 +89,32 @@ class Pipeline:
             broker,
             self._sharing.cache,
             self._background,
-            attach=self.attach,
+            attach=lambda response, tenant: self.attach(response, tenant),
             is_live=self._in_flight.is_live,
         )
         self._tail = ReplyTail(broker, self.gateway, on_message=self._in_flight.feed)
+        self._ended = EndedResponses()
+        lookup = Lookup(
+            broker,
+            self._catalog,
+            self._in_flight,
+            self._ended,
+            forget_context=lambda tenant, response: self.conversations.forget_response(tenant, response),
+        )
+        self.find, self.attach, self.find_request = lookup.find, lookup.attach, lookup.find_request
+        self.cancel, self.delete = lookup.cancel, lookup.delete
+        self._find_anywhere = lookup.find_anywhere
         self.conversations = Conversations(
             redis,
             broker,
             self._secret,
             rounds=config.gateway.conversation_rounds,
             ttl_s=config.gateway.conversation_ttl_s,
-            tokenizer_of=self._tokenizer_of,
+            tokenizer_of=lookup.tokenizer_of,
             is_live=self._in_flight.__contains__,
             settle=self._settle,
         )
-        self._ended = EndedResponses()
-        self._erased = Erased(broker, on_erased=self._forget_kept, on_missed=self._ended.drop_all)
+        self._erased = Erased(broker, on_erased=lookup.forget, on_missed=self._ended.drop_all)
         self._submitting = 0
         self._keyed: dict[ResponseId, asyncio.Event] = {}  # being submitted under an idempotency key
         self._disowned = 0  # refused jobs that may be stored: with them, too, no more than max_responses
@@ -231,7 +239,7 @@ class Pipeline:
             raise
         except ApiError as error:  # JetStream is starting, electing, or full
             meter.refused(model)
-            raise _refused(error) from error
+            raise refused(error) from error
 
     def _queue_ms(self, card: ModelCard) -> float:
         """How long a request would wait for this model, as far as is known."""
@@ -352,87 +360,6 @@ class Pipeline:
         finally:
             self._disowned -= 1
 
-    # -- by id ----------------------------------------------------------------------------------------
-
-    def find(self, response: ResponseId, tenant: TenantId) -> Live | None:
-        """A response in flight here, or ended a short while ago. None for another tenant's."""
-        if self._ended.is_dropped(response):
-            return None
-        live = self._in_flight.find(response) or self._ended.find(response)
-        return live if live is not None and live.tenant == tenant else None
-
-    async def attach(self, response: ResponseId, tenant: TenantId) -> Live:
-        """A response of any gateway, read up to now, and followed from now on if it has not ended. Raises
-        ``HeadraceError``: response_not_found, broker_unavailable, and what getting its tokenizer raises."""
-        live = await self._find_anywhere(response, tenant)
-        if live is None:
-            raise _not_found(response)
-        return live
-
-    async def _find_anywhere(self, response: ResponseId, tenant: TenantId) -> Live | None:
-        live = self.find(response, tenant)
-        if live is not None:
-            return live
-        try:
-            job = await find_job(self._broker, response)
-        except ApiError as error:
-            raise _refused(error) from error
-        if job is None or job.tenant != tenant:
-            return None
-        tokenizer = await self._tokenizer_of(job)
-        # A moment later it may have come to live here, or to an end.
-        return self.find(response, tenant) or await self._in_flight.follow(job, tokenizer)
-
-    async def cancel(self, response: ResponseId, tenant: TenantId) -> None:
-        """Close the log, of whichever gateway; the terminal update comes from the log, in stream order. No
-        effect on an ended one. Raises ``HeadraceError``: response_not_found, broker_unavailable."""
-        live = self.find(response, tenant)
-        if live is not None and live.end is not None:
-            return
-        try:
-            job = live.job if live is not None else await self.find_request(response, tenant)
-            if live is None and job.held:  # what was said so far is in another log
-                live = await self.attach(response, tenant)
-            if (live is not None and live.end is not None) or (live is None and await self._is_over(job)):
-                return
-            ids = None if live is None else live.lent_ids()
-            await closer.close(self._broker, job, Closed(reason="cancelled", ids=ids))
-        except ApiError as error:
-            raise _refused(error) from error
-
-    async def find_request(self, response: ResponseId, tenant: TenantId) -> Job:
-        """What was asked. Raises ``HeadraceError``: response_not_found, broker_unavailable."""
-        try:
-            job = await find_job(self._broker, response)
-        except ApiError as error:
-            raise _refused(error) from error
-        if job is None or job.tenant != tenant:
-            raise _not_found(response)
-        return job
-
-    async def delete(self, response: ResponseId, tenant: TenantId) -> None:
-        """It is cancelled if it runs, and then nobody finds it any more, at any gateway. Raises
-        ``HeadraceError``: response_not_found, broker_unavailable, context_unavailable."""
-        job = await self.find_request(response, tenant)
-        if job.presentation.store and job.presentation.api == "responses":
-            await self.conversations.forget_response(tenant, response)
-        try:
-            await erase(self._broker, job)
-        except ApiError as error:
-            raise _refused(error) from error
-        self._forget_kept(response)
-
-    def _forget_kept(self, response: ResponseId) -> None:
-        self._ended.drop(response, time.monotonic())
-
-    async def _is_over(self, job: Job) -> bool:
-        """Of another gateway's response; its log may have been deleted by its age."""
-        reply_log = ReplyLog(self._broker, job.gateway, job.response, job.session)
-        return not closer.is_of_use(job) or (await reply_log.read()).end is not None
-
-    async def _tokenizer_of(self, job: Job) -> ChatTokenizer:
-        return await self._catalog.tokenizer_of(job.model)
-
     # -- held jobs ------------------------------------------------------------------------------------
 
     async def _settle(self, job: Job) -> None:
@@ -458,12 +385,3 @@ class Pipeline:
 def _is_known_not_stored(error: BaseException) -> bool:
     too_large = isinstance(error, HeadraceError) and error.code == "payload_too_large"
     return too_large or isinstance(error, ApiError)
-
-
-def _refused(error: ApiError) -> HeadraceError:
-    log.warning("JetStream refused: %s", error)
-    return HeadraceError("broker_unavailable", "The queue cannot be used right now: try again.")
-
-
-def _not_found(response: ResponseId) -> HeadraceError:
-    return HeadraceError("response_not_found", f"There is no response {response}.")

@@ -20,7 +20,8 @@ from gateway.api.front import Front
 from gateway.api.http_request import ClientGone, give_up_all
 from gateway.api.token_logprobs import off_loop
 from gateway.generation import Update
-from gateway.live import Live, LiveReader
+from gateway.live import Live
+from gateway.live_reader import LiveReader
 from schemas.errors import HeadraceError
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,8 @@ from broker.metrics import CONNECTIONS
 from gateway.api.token_logprobs import Spellings
 from gateway.auth.grant import Grant
 from gateway.caller import LOCAL, Caller
-from gateway.live import Live, LiveReader
+from gateway.live import Live
+from gateway.live_reader import LiveReader
 from gateway.pipeline import Pipeline
 from schemas.config import Gateway
 from schemas.errors import HeadraceError

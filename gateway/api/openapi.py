@@ -14,7 +14,8 @@ from typing import Any, get_args
 import msgspec
 
 from gateway.api.errors import HttpError
-from gateway.api.operations import OPERATIONS, PARAMETERS, TAGS, Body, Operation, Stream, Struct
+from gateway.api.operation_parameters import PARAMETERS
+from gateway.api.operations import OPERATIONS, TAGS, Body, Operation, Stream, Struct
 from schemas.errors import ERRORS
 
 Json = dict[str, Any]

@@ -13,7 +13,8 @@ from openapi_spec_validator import validate
 from gateway.api.app import build
 from gateway.api.front import Front
 from gateway.api.openapi import document
-from gateway.api.operations import OPERATIONS, PARAMETERS, TAGS
+from gateway.api.operation_parameters import PARAMETERS
+from gateway.api.operations import OPERATIONS, TAGS
 from gateway.pipeline import Pipeline
 from schemas.config import Gateway
 from schemas.errors import ERRORS
