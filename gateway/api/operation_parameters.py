@@ -1,4 +1,4 @@
-"""The path, query and header parameters of the HTTP routes, each described once; ``operations`` names them."""
+"""Path, query and header parameters of the HTTP routes, each described once; ``operations`` names them."""
 
 from __future__ import annotations
 
