@@ -15,7 +15,11 @@ from tests.e2e.stack import Stack
 from workers.engine.sim_tokenizer import write_tokenizer
 
 PROMPTS, INPUT, OUTPUT = 12, 64, 16
-BACKENDS = {"openai-chat": "/v1/chat/completions", "openai-responses": "/v1/responses"}
+BACKENDS = {
+    "openai": "/v1/completions",
+    "openai-chat": "/v1/chat/completions",
+    "openai-responses": "/v1/responses",
+}
 # `vllm bench serve`, as often as it has arguments for (vLLM takes long to import). The command of that name
 # does not start where vLLM's CPU build is installed, for want of a package called vllm.
 BENCH = """
