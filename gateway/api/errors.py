@@ -7,6 +7,7 @@ import logging
 from typing import Any, Literal
 
 import msgspec
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -117,7 +118,15 @@ async def answer_framework(request: Request, error: Exception) -> Response:
         "method_not_allowed": f"{request.method} is not served at {request.url.path[:200]}.",
     }
     message = messages.get(code, "The request could not be understood.")
-    return http_answer(HeadraceError(code, message), dict(error.headers or {}))
+    headers = {"allow": _served(request)} if code == "method_not_allowed" else dict(error.headers or {})
+    return http_answer(HeadraceError(code, message), headers)
+
+
+def _served(request: Request) -> str:
+    """The methods of a path: the framework tells those of its first route only."""
+    path = request.scope["route"].path
+    routes = (route for route in request.app.routes if isinstance(route, APIRoute) and route.path == path)
+    return ", ".join(sorted({method for route in routes for method in route.methods}))
 
 
 async def answer_validation(request: Request, error: Exception) -> Response:

@@ -69,10 +69,21 @@ async def test_nothing_else_is_served(client: httpx.AsyncClient, path: str) -> N
     assert code(await client.get(path)) == "not_found"
 
 
-async def test_a_wrong_method_is_told_the_right_one(client: httpx.AsyncClient) -> None:
-    answer = await client.delete("/chat")
+@pytest.mark.parametrize(
+    ("path", "served"),
+    [
+        ("/chat", "POST"),
+        ("/v1/responses/resp_0", "DELETE, GET"),
+        ("/v1/conversations/one", "DELETE, GET"),
+        ("/v1/conversations/one/items", "GET"),
+    ],
+)
+async def test_a_wrong_method_is_told_the_right_ones(
+    client: httpx.AsyncClient, path: str, served: str
+) -> None:
+    answer = await client.put(path)
     assert code(answer) == "method_not_allowed"
-    assert answer.headers["allow"] == "POST"
+    assert answer.headers["allow"] == served
 
 
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/chat/completions", "/chat"])

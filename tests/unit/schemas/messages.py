@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from schemas import job
 from schemas.codec import Message
 from schemas.ids import Fence, GatewayId, ModelToken, ResponseId, SessionToken, TenantId, WorkerId
-from schemas.job import DeadLetter, Job, Presentation
+from schemas.job import DeadLetter, Job, OutputShape, Presentation, Route, ToolCall
 from schemas.key import StoredKey
 from schemas.presence import WorkerCard
 from schemas.quota import Quota
@@ -66,7 +67,17 @@ MESSAGES: dict[str, Message] = {
             previous_response_id=RESPONSE,
             user_text="hi",
             store=False,
+            input=(("system", "be brief"), ("user", "hi")),
             memory="on",
+            said=(
+                job.Message("assistant", "", (ToolCall("call_1", "add", '{"a":1}'),), reasoning="a sum"),
+                job.Message("tool", "2", tool_call_id="call_1"),
+            ),
+            shape=OutputShape(
+                tool_format="hermes", tools=(("add", ("note",)),), thinking="tagged", one_call=True
+            ),
+            rendering='{"tools":[]}',
+            route=Route(requested="auto", by="auto", reason="it is quick"),
             cache="joined",
         ),
         created_unix_ms=1_700_000_000_000,

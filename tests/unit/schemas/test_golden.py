@@ -11,10 +11,13 @@ import msgspec
 import pytest
 
 from schemas import codec
-from schemas.job import Job
+from schemas.job import Job, Presentation
+from schemas.sampling import Sampling
 from tests.unit.schemas.messages import MESSAGES
 
 GOLDEN: dict[str, str] = json.loads((Path(__file__).parent / "golden.json").read_text())
+# each message as earlier versions wrote it, before they had all of its fields
+EARLIER: dict[str, list[str]] = json.loads((Path(__file__).parent / "golden_earlier.json").read_text())
 
 DECODERS: dict[str, Callable[[bytes], codec.Message]] = {
     "job": codec.decode_job,
@@ -41,12 +44,30 @@ def test_golden_bytes_decode(name: str) -> None:
     assert DECODERS[name](bytes.fromhex(GOLDEN[name])) == MESSAGES[name]
 
 
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [pytest.param(name, data, id=f"{name}-{n}") for name in EARLIER for n, data in enumerate(EARLIER[name])],
+)
+def test_golden_bytes_of_earlier_versions_decode(name: str, data: str) -> None:
+    """What they did not know is as it was without it: fields at their defaults are not written."""
+    assert _read(DECODERS[name](bytes.fromhex(data))) == msgpack.unpackb(
+        bytes.fromhex(data), strict_map_key=False
+    )
+
+
 @pytest.mark.parametrize("name", sorted(MESSAGES))
 def test_an_independent_library_reads_the_same(name: str) -> None:
     read = _read(MESSAGES[name])
     assert read == msgspec.msgpack.decode(codec.encode(MESSAGES[name]))
     fields = set(MESSAGES[name].__struct_fields__)
     assert fields <= set(read), "the sample leaves a field unset"
+
+
+@pytest.mark.parametrize(("part", "type_"), [("presentation", Presentation), ("sampling", Sampling)])
+def test_the_sample_of_a_job_sets_every_field_of_its_parts(part: str, type_: type[msgspec.Struct]) -> None:
+    shown = _read(MESSAGES["job"])[part]
+    assert isinstance(shown, dict)
+    assert set(type_.__struct_fields__) == set(shown)
 
 
 @pytest.mark.parametrize("name", sorted(MESSAGES))
