@@ -15,7 +15,7 @@ from gateway.cache_key import CacheWish
 from gateway.output.pieces import Piece
 from schemas.ids import ResponseId, TenantId
 from schemas.job import Message as ChatMessage
-from schemas.job import OutputShape, Priority, ToolCall
+from schemas.job import OutputShape, Priority, Route, ToolCall
 from schemas.quota import UNLIMITED, Quota
 from schemas.reply import FinishReason, Timings, TokenLogprobs, Usage
 from schemas.sampling import Sampling
@@ -64,9 +64,10 @@ class Generation:
     messages. ``special_tokens``: whether a prompt that is plain text gets those of the tokenizer.
     ``template_options``: for the chat template, by name. ``speaker``: who goes on behind the messages: the
     assistant, ``nobody`` (the template shows the messages alone), or whoever said the ``last`` one, in the
-    middle of it. ``sibling``: which of how many that answer the same request. ``named_tool``: the one to call
-    where ``tool_choice`` is ``named``. ``one_call``: at most one. ``shape``: how the answer is read, known
-    once the model is (``gateway/calling.py``). ``cache``: whether the answer may be shared.
+    middle of it. ``sibling``: which of how many that answer the same request. ``routed``: the model that
+    another of them was given, and why. ``named_tool``: the one to call where ``tool_choice`` is ``named``.
+    ``one_call``: at most one. ``shape``: how the answer is read, known once the model is
+    (``gateway/calling.py``). ``cache``: whether the answer may be shared.
     """
 
     api: Api
@@ -80,6 +81,7 @@ class Generation:
     template_options: TemplateOptions = ()
     speaker: Speaker = "assistant"
     sibling: tuple[int, int] = (0, 1)
+    routed: tuple[str, Route] | None = None
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = "auto"
     named_tool: str = ""

@@ -27,6 +27,15 @@ class Offer:
     parent: str | None = None
 
 
+def estimate_request(generation: Generation) -> int:
+    """Tokens of its prompt, without what is remembered; exact where it came as ids."""
+    if generation.prompt_ids:
+        return len(generation.prompt_ids)
+    texts = [message.content for message in generation.messages]
+    calls = [call.arguments for message in generation.messages for call in message.tool_calls]
+    return estimate_tokens([*texts, *calls, *(tool.json for tool in generation.tools)])
+
+
 class Router:
     def __init__(
         self, catalog: Catalog, routing: Routing, *, default_model: str, queue_ms: QueueEstimate
@@ -39,6 +48,9 @@ class Router:
     def route(self, generation: Generation, context: Context) -> tuple[ModelCard, Route]:
         """``context``: what the prompt will hold besides the request. Raises ``HeadraceError``:
         model_not_found, no_worker."""
+        if generation.routed is not None:
+            name, route = generation.routed
+            return self._catalog.resolve(name), route
         requested = generation.model
         name = requested or self._default
         by, why = ("name", "") if requested else ("default", "no model was named")
@@ -80,9 +92,8 @@ class Router:
     def _choose(self, generation: Generation, context: Context) -> tuple[ModelCard, str]:
         candidates = self._routing.auto
         found = {c.model: card for c in candidates if (card := self._catalog.serving(c.model)) is not None}
-        said = estimate_tokens([message.content for message in generation.messages])
         remembered = len(context.ids) or estimate_tokens([m.content for m in context.messages()])
-        signals = Signals(said + remembered, generation.rtt_ms)
+        signals = Signals(estimate_request(generation) + remembered, generation.rtt_ms)
         choice = choose(candidates, found, signals, self._queue_ms)
         if choice is None:
             raise HeadraceError("no_worker", "No model of the policy is being served right now: try again.")

@@ -22,7 +22,10 @@ from gateway.api.http_request import (
 )
 from gateway.generation import Ended, Generation
 from gateway.live import Live, now_ms
+from gateway.round_trip import rtt_ms
+from gateway.router import estimate_request
 from schemas.errors import HeadraceError
+from schemas.job import Route
 from schemas.reply import Usage
 from schemas.sampling import Sampling
 
@@ -70,6 +73,8 @@ async def generate_choices(
         received_unix_ms=now_ms(),
         traceparent=traceparent(request),
     )
+    measured = rtt_ms(request.scope)
+    generations = [replace(g, rtt_ms=measured) for g in generations]
     if (key := idempotency_key(request)) is not None:
         generations = [replace(g, idempotency_key=_key_of(key, i)) for i, g in enumerate(generations)]
     with front.answering():
@@ -87,9 +92,11 @@ async def generate_choices(
 async def _submit_all(
     front: Front, generations: Sequence[Generation], names: Mapping[str, str]
 ) -> list[Live]:
-    if len(generations) == 1:
-        return [await submit(front, generations[0], names)]
-    lives: dict[int, Live] = {}
+    """The model that is chosen for the longest prompt answers all: one answer names one model."""
+    longest = max(range(len(generations)), key=lambda i: estimate_request(generations[i]))
+    lives = {longest: await submit(front, generations[longest], names)}
+    first = lives[longest]
+    routed = (first.model_name, first.job.presentation.route or Route())
 
     async def one(i: int, generation: Generation) -> None:
         lives[i] = await submit(front, generation, names)
@@ -97,7 +104,8 @@ async def _submit_all(
     try:
         async with asyncio.TaskGroup() as tasks:
             for i, generation in enumerate(generations):
-                tasks.create_task(one(i, generation), name=f"submit-choice-{i}")
+                if i != longest:
+                    tasks.create_task(one(i, replace(generation, routed=routed)), name=f"submit-choice-{i}")
     except BaseExceptionGroup as group:
         await give_up_all(front, lives.values())
         raise group.exceptions[0] from group

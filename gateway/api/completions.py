@@ -16,7 +16,7 @@ from gateway.api.completions_events import CompletionChunks, Spell, choice
 from gateway.api.errors import http_body
 from gateway.api.event_stream import EventStream, Source
 from gateway.api.front import Front
-from gateway.api.http_request import read_object
+from gateway.api.http_request import headers_of, read_object
 from gateway.api.parse_completions import Completion, completion_generations, parse_completion
 from gateway.api.parse_structured import of_chat_fields
 from gateway.api.token_logprobs import off_loop
@@ -80,7 +80,7 @@ async def _stream(front: Front, asked: Completion, structure: str, lives: list[L
         front,
         sources,
         failed=lambda error: b"data: " + http_body(error) + b"\n\n" + DONE,
-        headers={"x-request-id": lives[0].response_id},
+        headers=headers_of(lives[0]),
     )
 
 

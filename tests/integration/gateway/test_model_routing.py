@@ -12,6 +12,7 @@ import httpx
 import msgspec
 import pytest
 
+from gateway.generation import Tool
 from gateway.live import Live
 from schemas.config import Candidate, Config, Gateway, Routing, Sim
 from schemas.errors import HeadraceError
@@ -61,7 +62,7 @@ def routed(live: Live) -> tuple[str, str, str]:
 
 async def test_which_model_and_why(here: Edge) -> None:
     long = "word " * 120
-    asked = {
+    named = {
         "large": ("large", "name", ""),
         "gpt-4o-mini": ("small", "alias", "'gpt-4o-mini' stands for 'small'"),
         "auto": ("large", "auto", "preferred"),
@@ -69,7 +70,7 @@ async def test_which_model_and_why(here: Edge) -> None:
         "best": ("large", "auto", "preferred"),
         "gone": ("small", "fallback", "no worker serves 'gone'"),
     }
-    for model, expected in asked.items():
+    for model, expected in named.items():
         live = await here.pipeline.submit(ask("hello", model=model))
         assert routed(live) == expected
         assert live.job.presentation.route.requested == model  # type: ignore[union-attr]
@@ -80,6 +81,12 @@ async def test_which_model_and_why(here: Edge) -> None:
     assert routed(far) == ("small", "auto", "large: round trip 200 ms above 80")
     await finish(live)
     await finish(far)
+    as_ids = replace(ask("", model="auto", api="completions"), messages=(), prompt_ids=tuple(range(300, 401)))
+    with_tool = replace(ask("hello", model="auto"), tools=(Tool("look", '{"name": "look"}' + " " * 400),))
+    for asked, tokens in ((as_ids, 101), (with_tool, 106)):
+        live = await here.pipeline.submit(asked)
+        assert routed(live) == ("small", "auto", f"large: prompt of about {tokens} tokens above 100")
+        await finish(live)
     with pytest.raises(HeadraceError, match="model_not_found"):
         await here.pipeline.submit(ask("hello", model="larger"))
     names = [(offer.name, offer.card and offer.card.name) for offer in here.pipeline.offers()]
@@ -135,6 +142,14 @@ def test_what_clients_see(
         assert body["routing"]["reason"].startswith("far: round trip ")  # so it was measured
         assert response.headers["x-headrace-route"] == f"auto; {body['routing']['reason']}"
         assert client.get(f"/v1/responses/{body['id']}").json()["routing"] == body["routing"]
+        several = {"model": "auto", "messages": [{"role": "user", "content": "hi"}], "n": 2}
+        answer = client.post("/v1/chat/completions", json=several)
+        assert answer.headers["x-headrace-route"].startswith("auto; far: round trip ")
+        prompts = {"model": "auto", "prompt": ["a", "b and more"], "n": 2, "stream": True}
+        answer = client.post("/v1/completions", json=prompts)
+        assert answer.headers["x-headrace-model"] == "near"
+        assert answer.headers["x-headrace-route"].startswith("auto; far: round trip ")
+        assert answer.text.count('"model":"near"') == answer.text.count('"model":')
         chat = {"model": "far", "messages": [{"role": "user", "content": "hi"}]}
         answer = client.post("/v1/chat/completions", json=chat)
         assert (answer.json()["model"], answer.headers["x-headrace-route"]) == ("far", "name")

@@ -44,7 +44,9 @@ class Siblings:
             raise HeadraceError("context_length_exceeded", "too long", param="input")
         live, _ = make()
         digest = "d" if generation.idempotency_key else ""
-        live.job = msgspec.structs.replace(live.job, response=new_response_id(), request_digest=digest)
+        live.job = msgspec.structs.replace(
+            live.job, response=new_response_id(), request_digest=digest, model_name=f"model-{number}"
+        )
         live.feed(1, reply.Started(attempt=1, worker=WorkerId("w")))
         live.feed(2, Tokens(fence=Fence(1), offset=0, ids=IDS[:2]))
         self.lives.append(live)
@@ -124,6 +126,20 @@ async def test_all_answer_in_one(pipeline: Siblings) -> None:
     assert answer.headers["x-request-id"] in {live.response_id for live in pipeline.lives}
     assert [g.sampling.seed for g in pipeline.asked] == [5, 6, 7]
     assert pipeline.cancelled == []
+
+
+async def test_one_model_answers_all_and_the_longest_prompt_chooses_it(pipeline: Siblings) -> None:
+    body = {"model": "auto", "prompt": ["short", "as long as none of them", "brief"], "n": 2}
+    async with client(pipeline) as http:
+        answering = asyncio.create_task(http.post("/v1/completions", json=body))
+        await until_asked(pipeline, 6)
+        for live in pipeline.lives:
+            pipeline.end(live)
+        answer = await answering
+    assert [g.messages[0].content for g in pipeline.asked].index("as long as none of them") == 0
+    assert [g.routed and g.routed[0] for g in pipeline.asked] == [None, *["model-1"] * 5]
+    assert {g.model for g in pipeline.asked} == {"auto"}
+    assert [c["index"] for c in answer.json()["choices"]] == [0, 1, 2, 3, 4, 5]
 
 
 async def test_refused_as_a_whole(pipeline: Siblings) -> None:
