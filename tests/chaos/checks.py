@@ -107,6 +107,13 @@ class Oracle:
                 self.outcomes["stop string"] += 1
                 if end.total != self._stop_at(truth):
                     yield "stop strings", f"closed at {end.total}, the text says {self._stop_at(truth)}"
+            case Closed(reason="completed", finish=finish):
+                self.outcomes["an answer from the cache"] += 1
+                wanted = truth.expected[: self._stop_at(truth)]
+                reason = truth.reason if self._stop_at(truth) > len(truth.expected) else "stop"
+                if truth.reader.ids != wanted or finish != reason:
+                    got = f"{len(truth.reader.ids)} tokens, {finish}"
+                    yield "complete", f"shared: {got}; it should be {len(wanted)}, {reason}"
             case Closed(reason="cancelled"):
                 asked = any(call.cancel_ms or call.left_ms or call.refused for call in callers)
                 lost = all(self._out_of_reach(call, truth) for call in callers)
@@ -203,6 +210,8 @@ class Oracle:
         match message:
             case Finished():
                 return "completed" if message.reason == "stop" else "incomplete"
+            case Closed(reason="completed"):
+                return "completed" if message.finish == "stop" else "incomplete"
             case Closed(reason="cancelled"):
                 return "cancelled"
         return "failed"
