@@ -13,7 +13,7 @@ class ScriptedSocket {
   sent = []
   closed = false
 
-  constructor(_url, protocols = []) {
+  constructor(_url, protocols) {
     this.protocols = protocols
     sockets.push(this)
   }
