@@ -188,12 +188,14 @@ class TenantLimits:
         self._return(_Return(claim, requests, tokens))
 
     async def run(self) -> None:
-        """Never returns. Cancelled, it gives all leases back: what goes on in the queue is nobody's here."""
-        loop = asyncio.get_running_loop()
+        """Until cancelled; then it gives all leases back: what goes on in the queue is nobody's here."""
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
         renew_s = self._lease_s / 3
         renew_at = loop.time() + renew_s
         try:
-            while True:
+            # a command to Redis may swallow the cancellation: asyncio.wait_for does, before Python 3.12
+            while not task.cancelling():
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(renew_at):
                         await self._news.wait()
