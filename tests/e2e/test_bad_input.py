@@ -82,7 +82,7 @@ async def socket(stack: Stack) -> AsyncIterator[Socket]:
         ({**GOOD, "stop_token_ids": [VOCABULARY]}, "invalid_token_id", "stop_token_ids"),
         ({**GOOD, "logit_bias": {str(VOCABULARY): 1}}, "invalid_token_id", "logit_bias"),
         ({**GOOD, "previous_response_id": "resp_x"}, "previous_response_not_found", "previous_response_id"),
-        ({**GOOD, "tools": [{"type": "web_search"}]}, "unsupported_parameter", "tools"),
+        ({**GOOD, "tools": [{"type": "web_search"}]}, "unsupported_parameter", "tools[0].type"),
         ({"type": "response.cancel", "response_id": "resp_nope"}, "response_not_found", "response_id"),
     ],
 )
