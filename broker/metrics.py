@@ -91,11 +91,9 @@ CACHE_STORED_BYTES = Counter("headrace_gateway_cache_stored_bytes", "Bytes of th
 CACHE_PARTINGS = Counter(
     "headrace_gateway_cache_partings", "Responses that went on alone because the one they followed did not"
 )
-CACHE_DEGRADED = Gauge(
-    "headrace_gateway_redis_degraded", "1 while Redis does not answer and chat has no memory"
-)
-LIMITS_LOCAL = Gauge(
-    "headrace_gateway_limits_local", "1 while Redis does not answer and tenants' limits count per gateway"
+REDIS_DEGRADED = Gauge(
+    "headrace_gateway_redis_degraded",
+    "1 while Redis does not answer: chat has no memory, and tenants' limits count per gateway",
 )
 REFUSALS = Counter(
     "headrace_gateway_admission_refusals",

@@ -16,6 +16,7 @@ from gateway.limits import Claim, TenantLimits
 from gateway.live import Live
 from gateway.queue_watch import QueueWatch
 from gateway.rate import MINUTE_MS, Ruling
+from gateway.redis_health import RedisHealth
 from schemas.config import Gateway, Limits
 from schemas.errors import HeadraceError
 from schemas.ids import ResponseId
@@ -33,9 +34,15 @@ class Admission:
     """``tenants`` and ``queues`` must run for anything to be given back or seen."""
 
     def __init__(
-        self, limits: Limits, gateway: Gateway, redis: Redis, broker: Broker, catalog: Catalog
+        self,
+        limits: Limits,
+        gateway: Gateway,
+        redis: Redis,
+        health: RedisHealth,
+        broker: Broker,
+        catalog: Catalog,
     ) -> None:
-        self.tenants = TenantLimits(redis, limits)
+        self.tenants = TenantLimits(redis, health, limits)
         self.queues = QueueWatch(broker, catalog.models)
         self._defaults = Quota(
             requests_per_minute=limits.requests_per_minute,

@@ -12,6 +12,11 @@ class Breaker:
         self._probe_s = probe_s
         self._until_s: float | None = None  # None: it answers
 
+    @property
+    def is_open(self) -> bool:
+        """It failed last."""
+        return self._until_s is not None
+
     def allows(self, now_s: float) -> bool:
         """Whether the caller may ask. True where it failed last: the caller is the one who finds out."""
         if self._until_s is None:

@@ -20,15 +20,14 @@ import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from broker import metrics
 from broker.connection import Broker
 from broker.jobs import find_job
 from broker.log_reader import LogReader
 from broker.replylog import ReplyLog
 from broker.topology import MAX_DEADLINE_S
-from gateway.breaker import Breaker
 from gateway.context import Context, fold, fold_found, read_verdict
 from gateway.generation import Generation
+from gateway.redis_health import RedisHealth
 from gateway.tokenizer import ChatTokenizer
 from schemas.errors import HeadraceError
 from schemas.ids import ResponseId, TenantId, session_token
@@ -39,8 +38,6 @@ log = logging.getLogger(__name__)
 
 UNPUBLISHED_S = 10.0  # a claim so young may belong to a job that is about to be stored
 OVERDUE_S = 5.0  # past its deadline by so much, a response that nobody ended is ended by who reads it
-AWAY_S = 1.0  # after an error Redis is left alone for so long, or each request would wait for its timeout
-PROBE_S = 5.0  # a request that asks it again has told within this time, or was cancelled
 
 # KEYS: context, claim. ARGV: holder, new context or "", context TTL s, new holder or "", claim TTL s.
 _FOLD = """
@@ -77,6 +74,7 @@ class Conversations:
     def __init__(
         self,
         redis: Redis,
+        health: RedisHealth,
         broker: Broker,
         secret: bytes,
         *,
@@ -94,7 +92,7 @@ class Conversations:
         self._tokenizer_of = tokenizer_of
         self._is_live = is_live
         self._settle_held = settle
-        self._breaker = Breaker(pause_s=AWAY_S, probe_s=PROBE_S)
+        self._health = health
         self._folding: dict[ResponseId, asyncio.Event] = {}  # set when the turn is in Redis (or is lost)
 
     async def open(self, generation: Generation, response: ResponseId) -> Opened:
@@ -109,7 +107,7 @@ class Conversations:
         if name is None:
             return Opened(response, tenant, Context(session=response), "none")
         empty = Context(session=name)
-        if self._is_away():
+        if not self._health.may_ask():
             return Opened(response, tenant, empty, "unavailable")
         try:
             if not generation.store:
@@ -117,7 +115,7 @@ class Conversations:
             found, is_new = await self._claim(tenant, name, response)
         except RedisError as error:
             # If the claim was set all the same, the next turn settles it: it folds this one in from its log.
-            self._failed(error)
+            self._health.failed(error)
             return Opened(response, tenant, empty, "unavailable")
         return Opened(response, tenant, found or empty, "on", claimed=name, is_new=is_new)
 
@@ -141,9 +139,9 @@ class Conversations:
             if by_id and folded is not None:
                 key = self._key_of_response(opened.tenant, opened.response)
                 await self._redis.set(key, _encoder.encode(folded), ex=self._ttl_s, nx=True)  # not if erased
-            self._answered()
+            self._health.answered()
         except RedisError as error:
-            self._failed(error)
+            self._health.failed(error)
         finally:
             done = self._folding.pop(opened.response, None)
             if done is not None:
@@ -158,7 +156,7 @@ class Conversations:
         try:
             await self._fold(self._key(generation.tenant, name), response, None, "")
         except RedisError as error:
-            self._failed(error)
+            self._health.failed(error)
 
     # -- at the client's wish -----------------------------------------------------------------------
 
@@ -185,11 +183,11 @@ class Conversations:
         try:
             yield
         except RedisError as error:
-            self._failed(error)
+            self._health.failed(error)
             raise HeadraceError(
                 "context_unavailable", "What is remembered cannot be reached right now: try again."
             ) from error
-        self._answered()
+        self._health.answered()
 
     # -- by name ------------------------------------------------------------------------------------
 
@@ -205,7 +203,7 @@ class Conversations:
                 pipe.set(_claim_key(key), response, nx=True, get=True, ex=self._claim_ttl_s)
                 pipe.getex(key, ex=self._ttl_s)
                 holder, stored = await pipe.execute()
-            self._answered()
+            self._health.answered()
             context = _decode(stored)
             if holder is None:
                 return context, True
@@ -249,12 +247,12 @@ class Conversations:
     async def _previous(self, tenant: TenantId, response: ResponseId) -> Context:
         if (folding := self._folding.get(response)) is not None:
             await folding.wait()
-        if self._is_away():
+        if not self._health.may_ask():
             raise _no_memory()
         try:
             context = await self._get(self._key_of_response(tenant, response))
         except RedisError as error:
-            self._failed(error)
+            self._health.failed(error)
             raise _no_memory() from error
         return context or await self._recover(tenant, response)
 
@@ -271,7 +269,7 @@ class Conversations:
             if earlier is not None:  # its text is wanted where the ids cannot be used; it may be gone
                 context = await self._get(self._key_of_response(tenant, ResponseId(earlier))) or context
         except RedisError as error:
-            self._failed(error)
+            self._health.failed(error)
         folded = await self._fold_from_log(job, context)
         if folded is None:
             raise HeadraceError(
@@ -300,7 +298,7 @@ class Conversations:
 
     async def _get(self, key: str) -> Context | None:
         stored = await self._redis.getex(key, ex=self._ttl_s)
-        self._answered()
+        self._health.answered()
         return _decode(cast("bytes | None", stored))
 
     async def _fold(self, key: str, holder: str, context: Context | None, next_holder: str) -> bool:
@@ -322,19 +320,6 @@ class Conversations:
 
     def _key_of_response(self, tenant: TenantId, response: ResponseId) -> str:
         return f"hr:context:{session_token(self._secret, tenant, response)}"
-
-    def _is_away(self) -> bool:
-        return not self._breaker.allows(time.monotonic())
-
-    def _failed(self, error: RedisError) -> None:
-        if self._breaker.failed(time.monotonic()):
-            log.warning("Redis does not answer, chat goes on without memory: %s", error)
-        metrics.CACHE_DEGRADED.set(1)
-
-    def _answered(self) -> None:
-        if self._breaker.answered():
-            log.info("Redis answers again")
-            metrics.CACHE_DEGRADED.set(0)
 
 
 def _name_of(generation: Generation) -> str | None:

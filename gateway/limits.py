@@ -19,9 +19,8 @@ from typing import cast
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from broker import metrics
-from gateway.breaker import Breaker
 from gateway.rate import LimitName, LocalRates, Ruling, lane_of, room_of
+from gateway.redis_health import RedisHealth
 from schemas.config import Limits
 from schemas.ids import ModelToken, ResponseId, TenantId
 from schemas.job import Lane
@@ -29,8 +28,6 @@ from schemas.quota import Quota
 
 log = logging.getLogger(__name__)
 
-AWAY_S = 1.0  # after an error Redis is left alone for so long
-PROBE_S = 5.0
 RENEW_CHUNK = 500  # leases of one command
 LAST_WORDS_S = 1.0  # at the end, for giving all leases back
 
@@ -139,18 +136,17 @@ class _Return:
 class TenantLimits:
     """``run`` renews the leases and gives them back; nothing is given back without it."""
 
-    def __init__(self, redis: Redis, config: Limits) -> None:
+    def __init__(self, redis: Redis, health: RedisHealth, config: Limits) -> None:
         self._redis = redis
         self._min_share = config.min_share
         self._lease_s = config.lease_s
-        self._breaker = Breaker(pause_s=AWAY_S, probe_s=PROBE_S)
+        self.health = health
         self._rates = LocalRates()
         self._held: dict[ResponseId, Claim] = {}
         self._by_tenant: Counter[TenantId] = Counter()
         self._by_model: defaultdict[ModelToken, Counter[TenantId]] = defaultdict(Counter)
         self._returns: dict[ResponseId, _Return] = {}  # as many as end within one command to Redis
         self._news = asyncio.Event()
-        self.degraded = False  # Redis is away: this gateway counts for itself
 
     async def take(self, claim: Claim) -> Ruling:
         """Charge and hold it, unless the ruling says otherwise. What is held must be given back. What
@@ -158,12 +154,12 @@ class TenantLimits:
         if claim.response in self._held:
             return Ruling(repeats=True)
         ruling = None
-        if self._breaker.allows(time.monotonic()):
+        if self.health.may_ask():
             try:
                 ruling = await self._ask(claim)
-                self._answered()
+                self.health.answered()
             except RedisError as error:
-                self._failed(error)
+                self.health.failed(error)
                 self._return(_Return(claim, -1, -claim.tokens))  # it may have been taken
             except asyncio.CancelledError:
                 self._return(_Return(claim, -1, -claim.tokens))
@@ -183,7 +179,7 @@ class TenantLimits:
         _less(on_model, claim.tenant)
         if not on_model:
             del self._by_model[claim.model]
-        if self.degraded:
+        if self.health.is_away:  # it was counted here, or will be
             self._rates.correct(claim.tenant, claim.quota, tokens=tokens, requests=requests)
         self._return(_Return(claim, requests, tokens))
 
@@ -261,7 +257,7 @@ class TenantLimits:
     async def _settle(self) -> None:
         """Without Redis nothing: leases that nobody renews come back by themselves."""
         returns, self._returns = self._returns, {}
-        if not returns or not self._breaker.allows(time.monotonic()):
+        if not returns or not self.health.may_ask():
             return
         pipe = self._redis.pipeline(transaction=False)
         for given in returns.values():
@@ -271,12 +267,12 @@ class TenantLimits:
             pipe.eval(_GIVE_BACK, 5, *_keys(given.claim), *map(str, arguments))
         try:
             await pipe.execute()
-            self._answered()
+            self.health.answered()
         except RedisError as error:
-            self._failed(error)
+            self.health.failed(error)
 
     async def _renew(self) -> None:
-        if not self._held or not self._breaker.allows(time.monotonic()):
+        if not self._held or not self.health.may_ask():
             return
         held: defaultdict[tuple[TenantId, ModelToken], list[Claim]] = defaultdict(list)
         for claim in self._held.values():
@@ -289,23 +285,9 @@ class TenantLimits:
                 pipe.eval(_RENEW, 5, *_keys(some[0]), *named)
         try:
             await pipe.execute()
-            self._answered()
+            self.health.answered()
         except RedisError as error:
-            self._failed(error)
-
-    def _failed(self, error: RedisError) -> None:
-        if self._breaker.failed(time.monotonic()):
-            log.warning("Redis does not answer, limits count on this gateway alone: %s", error)
-        self._degrade(True)
-
-    def _answered(self) -> None:
-        if self._breaker.answered():
-            log.info("Redis answers again, limits count over all gateways")
-        self._degrade(False)
-
-    def _degrade(self, degraded: bool) -> None:
-        self.degraded = degraded
-        metrics.LIMITS_LOCAL.set(degraded)
+            self.health.failed(error)
 
 
 def _keys(claim: Claim) -> tuple[str, ...]:

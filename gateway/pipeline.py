@@ -37,6 +37,7 @@ from gateway.joining import Joining
 from gateway.live import Live
 from gateway.lookup import Lookup, refused
 from gateway.meter import Meter
+from gateway.redis_health import RedisHealth
 from gateway.router import Offer, Router
 from gateway.routing import queue_of_card
 from gateway.sharing import Sharing
@@ -66,6 +67,7 @@ class Pipeline:
         self._limits = config.gateway
         self._broker = broker
         self._secret = (config.security.secret or secrets.token_hex(32)).encode()
+        self._redis_health = RedisHealth()
         self._roster = Roster(broker)
         self._catalog = Catalog(broker, self._roster, default_model=config.gateway.default_model)
         self._router = Router(
@@ -74,7 +76,9 @@ class Pipeline:
             default_model=config.gateway.default_model,
             queue_ms=self._queue_ms,
         )
-        self._admission = Admission(config.limits, config.gateway, redis, broker, self._catalog)
+        self._admission = Admission(
+            config.limits, config.gateway, redis, self._redis_health, broker, self._catalog
+        )
         self._background = Background()
         self._in_flight = InFlight(
             broker,
@@ -84,7 +88,7 @@ class Pipeline:
             on_ended=self._on_ended,
             on_held=lambda entry: self._joining.held(entry),
         )
-        self._sharing = Sharing(redis, config.cache, self._secret, self._background)
+        self._sharing = Sharing(redis, self._redis_health, config.cache, self._secret, self._background)
         self._joining = Joining(
             broker,
             self._sharing.cache,
@@ -106,6 +110,7 @@ class Pipeline:
         self._find_anywhere = lookup.find_anywhere
         self.conversations = Conversations(
             redis,
+            self._redis_health,
             broker,
             self._secret,
             rounds=config.gateway.conversation_rounds,
@@ -155,7 +160,7 @@ class Pipeline:
         lacking = self._catalog.lacking()
         if len(lacking) == len(models):
             return False, f"no tokenizer yet for {', '.join(lacking)}"
-        alone = "; limits count on this gateway alone" if self._admission.tenants.degraded else ""
+        alone = "; limits count on this gateway alone" if self._redis_health.is_away else ""
         return True, f"serving {', '.join(card.name for card in models)}{alone}"
 
     def models(self) -> list[ModelCard]:

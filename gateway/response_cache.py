@@ -16,8 +16,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from broker import metrics
-from gateway.breaker import Breaker
 from gateway.cache_key import cache_key, tenant_tag
+from gateway.redis_health import RedisHealth
 from schemas.config import Cache
 from schemas.ids import ResponseId
 from schemas.job import Job
@@ -25,7 +25,6 @@ from schemas.reply import FinishReason
 
 log = logging.getLogger(__name__)
 
-AWAY_S, PROBE_S = 1.0, 5.0
 CLAIM_S = 2.0  # a leader whose job is not stored by then is none
 AFTER_DEADLINE_S = 5.0
 
@@ -106,11 +105,11 @@ _decoder = msgspec.msgpack.Decoder(Answer)
 
 
 class ResponseCache:
-    def __init__(self, redis: Redis, config: Cache, secret: bytes) -> None:
+    def __init__(self, redis: Redis, health: RedisHealth, config: Cache, secret: bytes) -> None:
         self._redis = redis
         self._config = config
         self._secret = secret
-        self._breaker = Breaker(pause_s=AWAY_S, probe_s=PROBE_S)
+        self._health = health
 
     def name_of(self, job: Job) -> str:
         """Of the requests that share one generation. Of another class or lane, a leader would wait for longer
@@ -119,16 +118,16 @@ class ResponseCache:
 
     async def look(self, job: Job) -> Answer | Claimed | Led | None:
         """None: Redis is away."""
-        if not self._breaker.allows(time.monotonic()):
+        if not self._health.may_ask():
             return None
         claim_ms = int(CLAIM_S * 1000) if self._config.join else 0
         try:
             kind, value = await self._redis.eval(
                 _LOOK, 2, self._answer_key(job), self._leader_key(job), job.response, claim_ms
             )
-            self._answered()
+            self._health.answered()
         except RedisError as error:
-            self._failed(error)
+            self._health.failed(error)
             return None
         if kind == 0:
             return Claimed()
@@ -172,13 +171,13 @@ class ResponseCache:
 
     async def _try(self, script: str, keys: list[str], *arguments: object) -> object:
         """None where Redis is away."""
-        if not self._breaker.allows(time.monotonic()):
+        if not self._health.may_ask():
             return None
         try:
             done: object = await self._redis.eval(script, len(keys), *keys, *arguments)  # type: ignore[arg-type]
-            self._answered()
+            self._health.answered()
         except RedisError as error:
-            self._failed(error)
+            self._health.failed(error)
             return None
         return done
 
@@ -198,14 +197,6 @@ class ResponseCache:
         except msgspec.DecodeError as error:
             log.error("a stored answer does not decode: %s", error)
             return None
-
-    def _failed(self, error: RedisError) -> None:
-        if self._breaker.failed(time.monotonic()):
-            log.warning("Redis does not answer, every request is generated: %s", error)
-
-    def _answered(self) -> None:
-        if self._breaker.answered():
-            log.info("Redis answers again")
 
 
 def _left_ms(job: Job) -> int:

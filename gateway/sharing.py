@@ -19,6 +19,7 @@ from gateway.acceptance import Opening
 from gateway.background import Background
 from gateway.cache_key import CacheWish, may_share
 from gateway.in_flight import Entry
+from gateway.redis_health import RedisHealth
 from gateway.response_cache import CLAIM_S, Answer, Claimed, Led, ResponseCache
 from schemas.config import Cache
 from schemas.job import CacheStatus, Job
@@ -39,8 +40,10 @@ Found = Answer | Claimed | Led
 
 
 class Sharing:
-    def __init__(self, redis: Redis, config: Cache, secret: bytes, background: Background) -> None:
-        self.cache = ResponseCache(redis, config, secret)
+    def __init__(
+        self, redis: Redis, health: RedisHealth, config: Cache, secret: bytes, background: Background
+    ) -> None:
+        self.cache = ResponseCache(redis, health, config, secret)
         self._config = config
         self._background = background
         # by name of what identical requests share; the result None: whoever waits decides anew

@@ -14,6 +14,7 @@ from redis.asyncio import Redis as Client
 from broker.cache import connect_redis
 from gateway.limits import Claim, TenantLimits
 from gateway.rate import Ruling
+from gateway.redis_health import RedisHealth
 from schemas.config import Limits
 from schemas.config import Redis as RedisConfig
 from schemas.ids import ModelToken, ResponseId, TenantId
@@ -39,7 +40,7 @@ def claim(tenant: str = "acme", *, tokens: int = 10, model: str = "m", **quota: 
 @contextlib.asynccontextmanager
 async def counting(server: RedisServer, **config: object) -> AsyncIterator[TenantLimits]:
     redis = connect_redis(RedisConfig(url=server.url, timeout_s=0.3))
-    limits = TenantLimits(redis, Limits(**config))  # type: ignore[arg-type]
+    limits = TenantLimits(redis, RedisHealth(), Limits(**config))  # type: ignore[arg-type]
     running = asyncio.create_task(limits.run())
     try:
         yield limits
@@ -143,7 +144,8 @@ async def test_more_than_a_minute_holds_is_never_allowed_and_charges_nothing(two
 
 async def test_what_a_dead_gateway_held_comes_back(redis_server: RedisServer) -> None:
     redis = connect_redis(RedisConfig(url=redis_server.url))
-    dead = TenantLimits(redis, Limits(lease_s=1))  # nobody runs it: it renews and gives back nothing
+    # nobody runs it: it renews and gives back nothing
+    dead = TenantLimits(redis, RedisHealth(), Limits(lease_s=1))
     async with counting(redis_server, lease_s=1) as alive:
         assert (await dead.take(claim(concurrent_responses=2))).refused is None
         kept = claim(concurrent_responses=2)
@@ -191,7 +193,7 @@ async def test_without_redis_one_gateway_counts_by_the_same_rules(redis_server: 
         redis_server.kill()
         without = [shape(await alone.take(each)) for each in claims]
         assert without == with_redis
-        assert alone.degraded
+        assert alone.health.is_away
         assert {"requests", "tokens", "concurrent", None} == {said[1] for said in without}
 
 
@@ -211,7 +213,7 @@ async def test_leases_outlive_a_restart_of_redis(redis_server: RedisServer) -> N
     async with counting(redis_server, lease_s=1) as one, counting(redis_server, lease_s=1) as other:
         assert (await one.take(claim(concurrent_responses=1))).refused is None
         redis_server.restart()  # it has forgotten all
-        await until(lambda: not one.degraded)
+        await until(lambda: not one.health.is_away)
         async with asyncio.timeout(20):
             while not await keys(redis_server):
                 await asyncio.sleep(0.02)

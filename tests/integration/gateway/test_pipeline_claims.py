@@ -13,9 +13,10 @@ from redis.asyncio import Redis as Client
 
 from broker.cache import connect_redis
 from broker.connection import Broker
-from gateway.conversation import AWAY_S, Conversations
+from gateway.conversation import Conversations
 from gateway.generation import Api, Generation
 from gateway.live import Live
+from gateway.redis_health import AWAY_S, RedisHealth
 from gateway.tokenizer import ChatTokenizer
 from schemas.config import Redis
 from schemas.errors import HeadraceError
@@ -51,6 +52,7 @@ def conversations(redis: Client, broker: Broker) -> Conversations:
 
     return Conversations(
         redis,
+        RedisHealth(),
         broker,
         b"a secret of a test",
         rounds=10,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from broker.cache import connect_redis
-from broker.metrics import CACHE_DEGRADED
+from broker.metrics import REDIS_DEGRADED
 from broker.replylog import ReplyLog
 from gateway.live import Live
 from schemas.config import Config, Gateway, Sim
@@ -165,7 +165,7 @@ async def test_redis_killed_and_back(here: Edge, redis_server: RedisServer) -> N
     _, end = await finish(without)
     assert end.outcome in ("completed", "incomplete")
     assert "remember" not in await said(here, without)
-    assert CACHE_DEGRADED._value.get() == 1
+    assert REDIS_DEGRADED._value.get() == 1
     with pytest.raises(HeadraceError, match="context_unavailable"):
         await here.pipeline.submit(ask("x", previous=first.response_id))
     assert (await here.pipeline.submit(ask("no memory wanted"))).job.presentation.memory == "none"
@@ -179,7 +179,7 @@ async def test_redis_killed_and_back(here: Edge, redis_server: RedisServer) -> N
     # its context went with Redis, and is read again from the job and its log
     recovered = await here.pipeline.submit(ask("still there?", previous=first.response_id))
     assert recovered.job.prompt_ids[: len(first.job.prompt_ids)] == first.job.prompt_ids
-    assert CACHE_DEGRADED._value.get() == 0
+    assert REDIS_DEGRADED._value.get() == 0
     await finish(recovered)
 
 
