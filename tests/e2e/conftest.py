@@ -40,8 +40,13 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="session")
 def real_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The real thing: vLLM with SmolLM2, as `make up` starts it."""
-    running = Stack(tmp_path_factory.mktemp("real") / "data", engine="vllm", ready_timeout_s=400)
+    """The real thing: vLLM with SmolLM2, as `make up` starts it; but every answer is generated."""
+    running = Stack(
+        tmp_path_factory.mktemp("real") / "data",
+        engine="vllm",
+        env={"HEADRACE_CACHE__ENABLED": "false"},
+        ready_timeout_s=400,
+    )
     yield running
     assert running.stop() == 0, running.output()
 
