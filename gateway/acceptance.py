@@ -48,8 +48,13 @@ async def _open_log(broker: Broker, job: Job, opening: Opening) -> int | None:
 
 
 async def _is_anothers(broker: Broker, job: Job) -> bool:
-    """What was found under the same idempotency key may be this very job, whose first ack was lost."""
+    """What was found under the same idempotency key may be this very job, whose first ack was lost. Not an
+    earlier try of this gateway's, which it had given up: nobody has followed that log from its beginning."""
     first = await find_job(broker, job.response)
     if first is None:  # a replica that lags
         raise NoAnswer("timeout", "job")
-    return (first.gateway, first.request_digest) != (job.gateway, job.request_digest)
+    return _attempt(first) != _attempt(job)
+
+
+def _attempt(job: Job) -> tuple[str, str, int]:
+    return job.gateway, job.request_digest, job.created_unix_ms

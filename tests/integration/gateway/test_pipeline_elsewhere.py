@@ -14,6 +14,7 @@ from nats.aio.msg import Msg
 from broker import metrics, subjects
 from broker.jobs import find_job, publish_job
 from broker.replylog import ReplyLog
+from gateway.acceptance import NotFirst, accept
 from gateway.generation import Generation
 from gateway.live import Live
 from schemas.config import Config, Gateway, Sim
@@ -253,6 +254,17 @@ async def test_the_queue_knows_a_repeated_job_for_as_long_as_it_keeps_it(two: tu
     elsewhere = msgspec.structs.replace(live.job, priority="batch")
     stored = await publish_job(one.broker, elsewhere, msg_id="the window has passed", only_first=True)
     assert stored.duplicate
+
+
+async def test_a_try_that_was_given_up_and_stored_after_all_is_not_this_one(two: tuple[Edge, Edge]) -> None:
+    """Its log has messages that nobody here has read: it must be followed from its beginning."""
+    one, _ = two
+    live = await one.pipeline.submit(keyed(ask("late", max_tokens=3), "key-7"))
+    await finish(live)
+    await accept(one.broker, live.job, None)  # the same try again, as after a lost ack
+    later = msgspec.structs.replace(live.job, created_unix_ms=live.job.created_unix_ms + 5000)
+    with pytest.raises(NotFirst):
+        await accept(one.broker, later, None)
 
 
 async def test_a_key_whose_first_request_was_refused_is_free(two: tuple[Edge, Edge]) -> None:
