@@ -112,9 +112,10 @@ class ResponseCache:
         self._health = health
 
     def name_of(self, job: Job) -> str:
-        """Of the requests that share one generation. Of another class or lane, a leader would wait for longer
-        than its followers need to."""
-        return f"{cache_key(self._secret, job)}:{job.priority}:{job.lane}"
+        """Of the requests that share one generation. A leader of another class would wait for longer than its
+        followers need to. The lane does not matter: where a tenant's thousandth request is above its share, it
+        has the first one's answer."""
+        return f"{cache_key(self._secret, job)}:{job.priority}"
 
     async def look(self, job: Job) -> Answer | Claimed | Led | None:
         """None: Redis is away."""

@@ -39,9 +39,12 @@ def own_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def config(shared_nats_server: NatsServer, redis_server: RedisServer) -> Config:
     limits = Gateway(disconnect_grace_s=GRACE_S, drain_s=10)
     config = configured(shared_nats_server, redis_server, gateway=limits, sim=SLOW, cache=Cache())
-    # Gateways, worker and a thousand clients share one loop: the worker cannot always be heard in time.
-    patient = msgspec.structs.replace(config.worker, presence_interval_s=10)
-    return msgspec.structs.replace(config, worker=patient)
+    # Gateways, worker and a thousand clients share one loop: nobody is away because it is busy.
+    patient = {
+        "redis": msgspec.structs.replace(config.redis, timeout_s=10),
+        "worker": msgspec.structs.replace(config.worker, presence_interval_s=10),
+    }
+    return msgspec.structs.replace(config, **patient)
 
 
 @pytest.fixture
