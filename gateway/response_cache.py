@@ -113,7 +113,7 @@ class ResponseCache:
 
     def name_of(self, job: Job) -> str:
         """Of the requests that share one generation. A leader of another class would wait for longer than its
-        followers need to. The lane does not matter: where a tenant's thousandth request is above its share, it
+        followers need to. The lane does not matter: where its thousandth request is above its share, a tenant
         has the first one's answer."""
         return f"{cache_key(self._secret, job)}:{job.priority}"
 
