@@ -300,9 +300,9 @@ class Pipeline:
             if ticket is not None:
                 ticket.withdraw()
             # With a key, the client may be asking again already, and its next try holds the same claim.
-            refused = isinstance(error, HeadraceError | ApiError) and not settled
+            was_refused = isinstance(error, HeadraceError | ApiError) and not settled
             over = isinstance(error, NotFirst) and opened is not None and opened.is_new
-            if generation.idempotency_key is None or refused or over or _is_known_not_stored(error):
+            if generation.idempotency_key is None or was_refused or over or _is_known_not_stored(error):
                 self._background.spawn(
                     self.conversations.abandon(generation, response), f"abandon {response}"
                 )
@@ -329,9 +329,7 @@ class Pipeline:
         entry = None if ended else self._in_flight.register(live, accepted)
         try:
             queue_seq, log_seq = await accept(self._broker, job, opening)
-            if (
-                ended and log_seq is None
-            ):  # another gateway has found it, without an end, and put it in the queue
+            if ended and log_seq is None:  # found elsewhere without an end, and put in the queue
                 raise NotFirst
         except BaseException as error:
             if live.end is None:

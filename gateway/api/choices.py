@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from gateway.api.front import Front, caller_of
 from gateway.api.http_request import (
+    as_asked,
     give_up_all,
     idempotency_key,
     json_answer,
@@ -22,7 +23,6 @@ from gateway.api.http_request import (
 )
 from gateway.generation import Ended, Generation
 from gateway.live import Live, now_ms
-from gateway.round_trip import rtt_ms
 from gateway.router import estimate_request
 from schemas.errors import HeadraceError
 from schemas.job import Route
@@ -73,8 +73,7 @@ async def generate_choices(
         received_unix_ms=now_ms(),
         traceparent=traceparent(request),
     )
-    measured = rtt_ms(request.scope)
-    generations = [replace(g, rtt_ms=measured) for g in generations]
+    generations = [as_asked(request, generation) for generation in generations]
     if (key := idempotency_key(request)) is not None:
         generations = [replace(g, idempotency_key=_key_of(key, i)) for i, g in enumerate(generations)]
     with front.answering():
@@ -93,6 +92,8 @@ async def _submit_all(
     front: Front, generations: Sequence[Generation], names: Mapping[str, str]
 ) -> list[Live]:
     """The model that is chosen for the longest prompt answers all: one answer names one model."""
+    if len(generations) == 1:
+        return [await submit(front, generations[0], names)]
     longest = max(range(len(generations)), key=lambda i: estimate_request(generations[i]))
     lives = {longest: await submit(front, generations[longest], names)}
     first = lives[longest]

@@ -76,9 +76,7 @@ async def generate(
         received_unix_ms=now_ms(),
         traceparent=traceparent(request),
     )
-    generation = replace(generation, idempotency_key=idempotency_key(request), rtt_ms=rtt_ms(request.scope))
-    if "no-store" in request.headers.get("cache-control", "").lower():
-        generation = replace(generation, cache="off")
+    generation = as_asked(request, replace(generation, idempotency_key=idempotency_key(request)))
     with front.answering():
         live = await submit(front, generation, names)
         if stream is not None:
@@ -86,6 +84,14 @@ async def generate(
         await until_ended_for(front, [live], request)
         assert live.end is not None
         return json_answer(await answer(live, live.end), live)
+
+
+def as_asked(request: Request, generation: Generation) -> Generation:
+    """With what the connection and the headers say, whatever the API."""
+    generation = replace(generation, rtt_ms=rtt_ms(request.scope))
+    if "no-store" in request.headers.get("cache-control", "").lower():
+        generation = replace(generation, cache="off")
+    return generation
 
 
 async def submit(front: Front, generation: Generation, names: Mapping[str, str] | None = None) -> Live:

@@ -99,6 +99,8 @@ async def test_chat_completions_share_with_responses(gateways: tuple[Gateway, Ga
     assert streamed.headers["x-headrace-cache"] in ("hit", "joined")
     text = "".join(choice["delta"].get("content", "") for e in events(streamed) for choice in e["choices"])
     assert text == chat.json()["choices"][0]["message"]["content"]
+    own = await post(other, "/v1/chat/completions", asked, **{"cache-control": "no-store"})
+    assert "x-headrace-cache" not in own.headers
 
 
 @pytest.mark.parametrize(
