@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import sys
 import time
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from broker.child_process import ChildProcess, describe_exit
+from broker import child
+from broker.child_process import describe_exit
 from deploy.bench.channel import Channel, Counted, Done, Go, Ready, Stop, ToController, ToLoad, Work
 from deploy.bench.plan import Plan
 from deploy.bench.result import Step
@@ -122,8 +124,8 @@ class Gathered:
 
 
 class _LoadProcess:
-    def __init__(self, child: ChildProcess, channel: Channel) -> None:
-        self._child = child
+    def __init__(self, process: asyncio.subprocess.Process, channel: Channel) -> None:
+        self._process = process
         self._channel = channel
 
     async def send(self, message: ToLoad) -> None:
@@ -144,7 +146,7 @@ class _LoadProcess:
         assert isinstance(await self.received(), kind)
 
     async def _died(self) -> BenchError:
-        return BenchError(f"a load process {describe_exit(await self._child.wait())}")
+        return BenchError(f"a load process {describe_exit(await self._process.wait())}")
 
 
 @asynccontextmanager
@@ -153,16 +155,24 @@ async def _load_process(plan: Plan, index: int, api_key: str) -> AsyncIterator[_
     ours, theirs = socket.socketpair()
     with theirs:
         argv = (sys.executable, "-P", "-m", "deploy.bench.process", str(theirs.fileno()))
-        child = await ChildProcess.start(argv, {}, None, pass_fds=(theirs.fileno(),))
+        # Not as a ChildProcess: uvloop, which callers run, cannot make process groups. A session of its own
+        # keeps the terminal's Ctrl-C from it just as well.
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", str(child.__file__), str(os.getpid()), *argv),
+            stdin=asyncio.subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(),),
+            start_new_session=True,
+        )
     channel = Channel(*await asyncio.open_unix_connection(sock=ours))
     try:
-        load = _LoadProcess(child, channel)
+        load = _LoadProcess(process, channel)
         await load.send(Work(plan, index, api_key))
         yield load
     finally:
         channel.close()
-        child.kill()
-        await child.wait()
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
 
 
 async def _gather(load: _LoadProcess, index: int, gathered: Gathered, watch: Watch | None) -> None:

@@ -39,7 +39,7 @@ class Histogram(msgspec.Struct):
     max_us: int = 0
 
     def record_s(self, seconds: float) -> None:
-        us = int(seconds * 1e6)
+        us = int(seconds * 1e6 + 0.5)
         if us < 0:
             us = 0
         shift = us.bit_length() - _EXACT_BITS

@@ -27,27 +27,29 @@ def kept_up(step: Step) -> bool:
 
 
 def knee_of(steps: Sequence[Step]) -> Knee | None:
-    """Of three steps at least, the one with the most power; None where none kept up."""
-    candidates = [index for index, step in enumerate(steps) if kept_up(step)]
-    if len(steps) < 3 or not candidates:
+    """The step with the most power, if some load beyond it has less; None where there is only one step."""
+    if len(steps) < 2:
         return None
+    candidates = [index for index, step in enumerate(steps) if kept_up(step)]
+    if not candidates:
+        return Knee(None, "There is no knee: no load was answered in full.")
     best = max(candidates, key=lambda index: power(steps[index]))
-    load = steps[best].load
-    beyond = [step for step in steps if step.load.value > load.value]
+    at = steps[best]
+    beyond = [step for step in steps if step.load.value > at.load.value]
     if not beyond:
-        return Knee(
-            best, load, "no knee up to the highest load: latency grew less than throughput all the way"
-        )
-    return Knee(best, load, _why(steps[best], min(beyond, key=lambda step: step.load.value)))
+        return Knee(None, f"There is no knee up to {at.load}: throughput grew more than the time to the end.")
+    return Knee(
+        best, f"The knee is at {at.load}: {_beyond(at, min(beyond, key=lambda step: step.load.value))}"
+    )
 
 
-def _why(at: Step, beyond: Step) -> str:
-    if not kept_up(beyond):
-        responses = beyond.responses
-        return f"at {beyond.load} only {responses.completed} of {responses.due} responses were completed"
-    more = beyond.throughput.tokens_per_s / at.throughput.tokens_per_s - 1
-    slower = beyond.e2e_ms.mean / at.e2e_ms.mean - 1
-    return f"{beyond.load} brings {more:+.0%} throughput for {slower:+.0%} time to the end"
+def _beyond(at: Step, next_: Step) -> str:
+    if not kept_up(next_):
+        responses = next_.responses
+        return f"at {next_.load} only {responses.completed} of {responses.due} responses were completed."
+    more = next_.throughput.tokens_per_s / at.throughput.tokens_per_s - 1
+    slower = next_.e2e_ms.mean / at.e2e_ms.mean - 1
+    return f"{next_.load} brings {more:+.0%} throughput for {slower:+.0%} time to the end."
 
 
 class Search:

@@ -105,10 +105,9 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Knee(msgspec.Struct, frozen=True):
-    """``step``: its index in the report."""
+    """``step``: its index in the report; None: none was reached. ``why``: a sentence."""
 
-    step: int
-    load: Load
+    step: int | None
     why: str
 
 
@@ -123,7 +122,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """``plan``: of the first step; the others differ in ``load``."""
+    """``plan``: of the first step; the others differ in ``load``. ``knee``: of a ramp."""
 
     version: int = VERSION
     title: str

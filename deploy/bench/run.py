@@ -27,6 +27,7 @@ from deploy.bench.report_html import as_html
 from deploy.bench.result import Step
 
 _ANSWER_S = 10.0
+_FILE_WIDTH = 120  # of a table that goes into a file
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def run(what: Run, command: Sequence[str]) -> bool:
         what.json_file.write_bytes(as_json(report))
     if what.html_file is not None:
         what.html_file.write_text(as_html(report))
-    table.show(report, Console(soft_wrap=not sys.stdout.isatty(), highlight=False))
+    table.show(report, Console(width=None if sys.stdout.isatty() else _FILE_WIDTH, highlight=False))
     return any(step.responses.completed for step in steps)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -12,11 +13,11 @@ from deploy.bench.plan import OpenLoop
 from deploy.bench.result import Report, Step
 
 _FIGURES = (
-    ("TTFT", "ttft_ms", "from due to the first text"),
-    ("gap", "gap_ms", "from one arrival of text to the next"),
-    ("longest gap", "stall_ms", "of each response"),
-    ("TPOT", "tpot_ms", "time per output token after the first"),
-    ("E2E", "e2e_ms", "from due to the end"),
+    ("TTFT", "ttft_ms"),
+    ("gap", "gap_ms"),
+    ("longest gap", "stall_ms"),
+    ("TPOT", "tpot_ms"),
+    ("E2E", "e2e_ms"),
 )
 
 
@@ -58,14 +59,14 @@ def _kinds(step: Step) -> str:
 
 
 def _show_one(step: Step, console: Console) -> None:
-    table = Table("ms", "", "mean", "p50", "p90", "p95", "p99", "max", "count")
-    for column in table.columns[2:]:
-        column.justify = "right"
-    for name, field, meaning in _FIGURES:
+    table = Table("ms", box=SIMPLE_HEAD)
+    for name in ("mean", "p50", "p90", "p95", "p99", "max", "count"):
+        table.add_column(name, justify="right")
+    for name, field in _FIGURES:
         spread = getattr(step, field)
         values = (spread.mean, spread.p50, spread.p90, spread.p95, spread.p99, spread.max)
         shown = [ms(value) if spread.count else "-" for value in values]
-        table.add_row(name, Text(meaning, style="dim"), *shown, str(spread.count))
+        table.add_row(name, *shown, str(spread.count))
     console.print(table)
     throughput, tokens, client = step.throughput, step.tokens, step.client
     offered = f" of {throughput.due_per_s:.2f} due" if isinstance(step.load, OpenLoop) else ""
@@ -84,7 +85,7 @@ def _show_one(step: Step, console: Console) -> None:
 
 
 def _show_ramp(report: Report, console: Console) -> None:
-    table = Table()
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("load", no_wrap=True)
     for name in ("done", "tokens/s", "TTFT p50", "p99", "gap p50", "p99", "E2E p50", "p99", "client"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -103,7 +104,7 @@ def _show_ramp(report: Report, console: Console) -> None:
         )
     console.print(table)
     if report.knee is not None:
-        console.print(f"Knee: {report.knee.load}. {report.knee.why}.")
+        console.print(report.knee.why)
 
 
 def ms(value: float) -> str:
