@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from math import inf
 from pathlib import Path
 
 import msgspec
@@ -74,7 +75,7 @@ async def measure(
             async with asyncio.TaskGroup() as tasks:
                 helpers = [tasks.create_task(busy.observe(gathered.begins_s, plan), name="observe")]
                 if stop is not None:
-                    helpers.append(tasks.create_task(_stop_all(loads, stop), name="stop"))
+                    helpers.append(tasks.create_task(_stop_all(loads, gathered, stop), name="stop"))
                 gathering = [
                     tasks.create_task(_gather(load, index, gathered, watch), name=f"gather {index}")
                     for index, load in enumerate(loads)
@@ -86,7 +87,8 @@ async def measure(
             failure = next(error for error in group.exceptions if isinstance(error, BenchError))
         if failure is not None:
             raise failure
-    return step_of(plan, gathered.windows, gathered.totals, busy.share())
+    span_s = min(gathered.span_s, gathered.totals.last_end_s) if plan.conversations else gathered.span_s
+    return step_of(plan.load, gathered.windows, gathered.totals, span_s=max(span_s, 1e-3), busy=busy.share())
 
 
 class Gathered:
@@ -96,6 +98,7 @@ class Gathered:
         self.plan = plan
         self.at_s = at_s
         self.begins_s = at_s if plan.conversations else at_s + plan.warmup_s
+        self.span_s = inf if plan.conversations else float(plan.duration_s)
         self.windows: list[dict[int, Window]] = [{} for _ in range(plan.processes)]
         self.totals = Totals()
 
@@ -187,8 +190,9 @@ async def _gather(load: _LoadProcess, index: int, gathered: Gathered, watch: Wat
                 return
 
 
-async def _stop_all(loads: list[_LoadProcess], stop: asyncio.Event) -> None:
+async def _stop_all(loads: list[_LoadProcess], gathered: Gathered, stop: asyncio.Event) -> None:
     await stop.wait()
+    gathered.span_s = min(gathered.span_s, time.monotonic() - gathered.begins_s)
     for load in loads:
         await load.send(Stop())
 

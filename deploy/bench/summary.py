@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import ceil
 
 from deploy.bench.histogram import Histogram, Quantiles
-from deploy.bench.plan import Plan
+from deploy.bench.plan import Load
 from deploy.bench.result import Client, Point, Responses, Spread, Step, Throughput, TokenCounts
 from deploy.bench.tally import Totals, Window
 
@@ -15,9 +15,11 @@ MAX_CPU = 0.85  # of a core, for one process
 MAX_LATE_MS = 10.0  # p99 of how late its loop came to a timer, or a request was sent
 
 
-def step_of(plan: Plan, processes: Sequence[Mapping[int, Window]], totals: Totals, busy: float) -> Step:
-    """``processes``: the windows of each. ``busy``: of the machine's cores, during the measured time."""
-    span_s = max(totals.last_end_s, 1e-3) if plan.conversations else float(plan.duration_s)
+def step_of(
+    load: Load, processes: Sequence[Mapping[int, Window]], totals: Totals, *, span_s: float, busy: float
+) -> Step:
+    """``processes``: the windows of each. ``span_s``: what was measured, from second 0 on. ``busy``: the share
+    of the machine's cores in that time."""
     within = range(ceil(span_s))
     all_windows = _merged(processes)
     measured = Window()
@@ -28,7 +30,7 @@ def step_of(plan: Plan, processes: Sequence[Mapping[int, Window]], totals: Total
     lag, late = measured.lag.quantiles(), measured.late.quantiles()
     dropped = totals.ended.get("dropped", 0)
     return Step(
-        load=plan.load,
+        load=load,
         span_s=span_s,
         responses=Responses(due=totals.due, **totals.ended),
         reasons=dict(sorted(totals.reasons.items(), key=lambda item: -item[1])),

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import msgspec
 import pytest
 
 from deploy.bench.histogram import Quantiles
-from deploy.bench.plan import OpenLoop
+from deploy.bench.plan import ClosedLoop, OpenLoop
 from deploy.bench.result import Responses
 from deploy.bench.summary import complaints, step_of
 from deploy.bench.tally import Totals, Window
-from tests.unit.deploy.bench.results import PLAN
 
+LOAD = ClosedLoop(1)
 FINE = Quantiles(count=10, p99=1)
 
 
 def test_only_the_measured_time_counts() -> None:
-    plan = msgspec.structs.replace(PLAN, load=OpenLoop(3), duration_s=2)
     one = {
         number: Window(sent=2, ended={"completed": 1}, tokens=10, deltas=8, cpu_s=0.2)
         for number in range(-1, 4)
     }
     other = {0: Window(sent=1, ended={"broken": 1}, tokens=2, deltas=2, cpu_s=0.6)}
     totals = Totals(due=5, ended={"completed": 4, "broken": 1}, reasons={"a": 1, "b": 3}, connections=2)
-    step = step_of(plan, [one, other], totals, busy=0.5)
+    step = step_of(OpenLoop(3), [one, other], totals, span_s=2, busy=0.5)
     assert step.span_s == 2
     assert step.responses == Responses(due=5, completed=4, broken=1)
     assert list(step.reasons) == ["b", "a"]
@@ -37,15 +35,13 @@ def test_only_the_measured_time_counts() -> None:
     assert step.series[1].not_completed == 1
 
 
-def test_a_number_of_conversations_is_measured_to_its_last_end() -> None:
-    plan = msgspec.structs.replace(PLAN, conversations=3)
-    step = step_of(plan, [{0: Window(tokens=5), 4: Window(tokens=4)}], Totals(last_end_s=4.5), busy=0)
-    assert step.span_s == 4.5
-    assert step.throughput.tokens_per_s == 2
+def test_a_time_that_is_no_whole_seconds_has_what_came_in_the_last_one() -> None:
+    windows = {0: Window(tokens=5), 4: Window(tokens=4), 5: Window(tokens=9)}
+    assert step_of(LOAD, [windows], Totals(), span_s=4.5, busy=0).throughput.tokens_per_s == 2
 
 
 def test_nothing_measured_is_no_division_by_zero() -> None:
-    step = step_of(PLAN, [{}], Totals(), busy=0)
+    step = step_of(LOAD, [{}], Totals(), span_s=1, busy=0)
     assert step.responses.due == 0
     assert step.series == []
 
@@ -55,7 +51,7 @@ def test_who_counted_the_tokens(told: int, by: str) -> None:
     totals = Totals(
         due=4, completed=4, told_usage=told, completed_tokens=12, completed_deltas=6, completed_arrivals=3
     )
-    tokens = step_of(PLAN, [{}], totals, busy=0).tokens
+    tokens = step_of(LOAD, [{}], totals, span_s=1, busy=0).tokens
     assert (tokens.counted_by, tokens.per_delta, tokens.per_arrival) == (by, 2, 4)
 
 
