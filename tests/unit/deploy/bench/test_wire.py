@@ -39,8 +39,9 @@ def test_events_are_the_same_wherever_they_are_cut(where: list[int], carriage_re
     assert found == DATA
 
 
-def test_an_event_that_has_not_ended_is_none() -> None:
-    assert EventStream().feed(b"data: {}\n") == []
+@pytest.mark.parametrize("begun", [b"d", b"data: {}", b"data: {}\n", b"data: {}\nd", b"data: {}\r\n\r"])
+def test_an_event_that_has_not_ended_is_none(begun: bytes) -> None:
+    assert EventStream().feed(begun) == []
 
 
 payloads = st.lists(st.binary(max_size=300) | st.integers(125, 70_000).map(lambda n: b"x" * n), max_size=8)
