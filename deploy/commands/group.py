@@ -21,6 +21,7 @@ _COMMANDS = {
     "model": ("model", "Prepare models."),
     "keys": ("keys", "Make, list and revoke API keys."),
     "chat": ("chat", "Chat in the terminal, over a gateway's WebSocket."),
+    "bench": ("bench", "Load a server, this one or another, and measure it."),
     "decode": ("decode", "Turn MessagePack on stdin into JSON on stdout."),
     "config": ("config", "Explain the configuration."),
     "version": ("version", "Show the version."),
