@@ -36,6 +36,10 @@ _QUEUE_S = (
     *(0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0),
     *(60.0, 120.0, 300.0, 900.0, 3600.0),
 )
+_LAG_S = (
+    *(0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5),
+    *(1.0, 2.0, 5.0, 10.0, 30.0),
+)
 
 
 class RequestMetrics:
@@ -125,6 +129,12 @@ WATCHER_VERDICTS = Counter(
 )
 REDELIVERED = Counter(
     "headrace_worker_jobs_redelivered", "Jobs pulled that had been delivered before", ["model"]
+)
+
+LOOP_LAG = Histogram(
+    "headrace_event_loop_lag_seconds",
+    "How late the event loop runs what is due, looked at 20 times a second; every stream waits for it",
+    buckets=_LAG_S,
 )
 
 BROKER_CONNECTED = Gauge("headrace_broker_connected", "1 while the NATS connection is up")

@@ -31,7 +31,7 @@ class Report(Protocol):
 class Keeper:
     """One part, and the process that is it at the moment."""
 
-    def __init__(self, part: Part, log: Path, report: Report, changed: Callable[[], None]) -> None:
+    def __init__(self, part: Part, log: Path | None, report: Report, changed: Callable[[], None]) -> None:
         self.part = part
         self.state: State = "waiting"
         self.pid = 0
@@ -48,7 +48,9 @@ class Keeper:
         backoff = Backoff()
         while not self._stopping.is_set():
             try:
-                self._process = await ChildProcess.start(self.part.argv, self.part.environ, self._log)
+                self._process = await ChildProcess.start(
+                    self.part.argv, self.part.environ, self._log, given=self.part.given
+                )
             except OSError as error:  # no memory, no file descriptor, no room on the disk: it may pass
                 self._process, self.pid = None, 0
                 how, hopeless, healthy_s = f"cannot be started: {error}", False, 0.0
@@ -122,13 +124,13 @@ class Keeper:
 
 class Supervisor:
     """``stages``: parts of a stage start together, when all parts of the stages before are ready.
-    ``observe`` is called after every change of any part. A part that has not stopped ``stop_margin_s``
-    after its own drain time is killed."""
+    ``log_file``: where a part writes; None: to our own output. ``observe`` is called after every change of
+    any part. A part that has not stopped ``stop_margin_s`` after its own drain time is killed."""
 
     def __init__(
         self,
         stages: Sequence[Sequence[Part]],
-        log_file: Callable[[str], Path],
+        log_file: Callable[[str], Path | None],
         report: Report,
         observe: Callable[[Supervisor], None],
         stop_margin_s: float = 10.0,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import nullcontext
+
+import msgspec
 
 from broker import topology
 from broker.cache import connect_redis
@@ -16,6 +19,7 @@ from gateway.api.guard import is_loopback
 from gateway.auth.door import Door
 from gateway.pipeline import Pipeline
 from gateway.server import bind, make_server, raise_file_limit
+from gateway.siblings import Place, telling
 from schemas.config import Config
 
 log = logging.getLogger(__name__)
@@ -30,20 +34,32 @@ def run(config: Config) -> int:
     return run_process("gateway", config, main)
 
 
-async def serve(config: Config, shutdown: Shutdown) -> None:
-    """Until a shutdown is requested and done. Raises what ``broker.process`` knows how to tell."""
+def run_sharing(place: Place, given: bytes) -> int:
+    """One of several processes on the same port. ``given``: the configuration as JSON."""
+    config = msgspec.json.decode(given, type=Config)
+
+    async def main(shutdown: Shutdown) -> None:
+        await serve(config, shutdown, place)
+
+    return run_process(f"gateway-{place.number}", config, main)
+
+
+async def serve(config: Config, shutdown: Shutdown, place: Place | None = None) -> None:
+    """Until a shutdown is requested and done. ``place``: among those that share the port. Raises what
+    ``broker.process`` knows how to tell."""
     refuse_open_host(config)
-    with bind(config.gateway) as listener:  # first, so that a taken port is told at once
+    shared = place is not None
+    with bind(config.gateway, shared=shared) as listener:  # first, so that a taken port is told at once
         raise_file_limit(config.gateway.max_connections)
         broker = await Broker.connect(config.nats, name="gateway")
         redis = connect_redis(config.redis)
         try:
             await topology.apply(broker)
             pipeline = Pipeline(config, broker, redis)
-            front = Front(pipeline, config.gateway)
+            front = Front(pipeline, config.gateway, place)
             door = Door(config, broker) if config.auth.methods else None
             server = make_server(build(front, door), config.gateway)
-            async with asyncio.TaskGroup() as tasks:
+            async with telling(place, front.ready) if place else nullcontext(), asyncio.TaskGroup() as tasks:
                 door_task = await _open_door(door, tasks)
                 pipeline_task = tasks.create_task(pipeline.run(), name="pipeline")
                 server_task = tasks.create_task(server.serve([listener]), name="server")

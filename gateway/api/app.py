@@ -168,7 +168,7 @@ def _ops(app: FastAPI, front: Front) -> None:
 
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:
-        return ops.metrics(request)
+        return await ops.metrics(front, request)
 
 
 def _page(app: FastAPI) -> None:

@@ -20,6 +20,7 @@ from gateway.caller import LOCAL, Caller
 from gateway.live import Live
 from gateway.live_reader import LiveReader
 from gateway.pipeline import Pipeline
+from gateway.siblings import Place
 from schemas.config import Gateway
 from schemas.errors import HeadraceError
 
@@ -32,9 +33,10 @@ _CALLER, _GRANT = "headrace.caller", "headrace.grant"  # in the ASGI scope
 class Front:
     """``connections`` is bounded by ``gateway.max_connections``; beyond, a client is told to come back."""
 
-    def __init__(self, pipeline: Pipeline, limits: Gateway) -> None:
+    def __init__(self, pipeline: Pipeline, limits: Gateway, place: Place | None = None) -> None:
         self.pipeline = pipeline
         self.limits = limits
+        self.place = place  # None: no other process has this port
         self.sockets: set[Socket] = set()
         self.connections = 0
         self.spellings = Spellings()
