@@ -35,9 +35,7 @@ class Meter:
         if not self._tokens_s:
             self._model.first_token_s.observe(max(0.0, now_s - self._received_s))
         else:
-            gap_s = max(0.0, now_s - self._tokens_s) / count
-            for _ in range(count):
-                self._model.inter_token_s.observe(gap_s)
+            self._model.inter_token_s.observe(max(0.0, now_s - self._tokens_s) / count, count)
         self._tokens_s = now_s
         self._model.completion_tokens.inc(count)
 

@@ -15,7 +15,8 @@ from starlette.types import ASGIApp
 
 from broker.metrics import PortUnavailable
 from broker.settings import ConfigError
-from gateway.connection_limits import http_protocol, websocket_protocol
+from gateway.http_protocol import http_protocol
+from gateway.websocket_protocol import websocket_protocol
 from schemas.config import Gateway
 
 log = logging.getLogger(__name__)

@@ -21,6 +21,7 @@ from gateway.live import Live
 from gateway.live_reader import LiveReader
 from gateway.pipeline import Pipeline
 from gateway.siblings import Place
+from gateway.tick import Tick
 from schemas.config import Gateway
 from schemas.errors import HeadraceError
 
@@ -40,6 +41,7 @@ class Front:
         self.sockets: set[Socket] = set()
         self.connections = 0
         self.spellings = Spellings()
+        self.tick = Tick()
         self._readers: set[LiveReader] = set()
         self._serving = 0  # requests that have an answer to finish
         self._idle = asyncio.Event()
