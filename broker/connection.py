@@ -111,8 +111,7 @@ class Broker:
     def __init__(self, config: Nats, name: str) -> None:
         self.config = config
         self.name = name
-        self._client = _Client()
-        self.nc: Client = self._client
+        self.nc = _Client()
         self.js: JetStreamContext = self.nc.jetstream()
         self.epoch = 0
         self._on_reconnect: list[Callable[[], None]] = []
@@ -197,12 +196,12 @@ class Broker:
         """Its messages go to ``take`` as they are read, past nats-py's queue and task. Raises
         ``nats.errors.Error``. End it with ``unsubscribe_short``."""
         subscription = await self.nc.subscribe(subject)
-        self._client.parser.takers[_id_of(subscription)] = take
+        self.nc.parser.takers[_id_of(subscription)] = take
         return subscription
 
     async def unsubscribe_short(self, subscription: Subscription) -> None:
         """Raises ``nats.errors.Error``; nothing is taken any more all the same."""
-        self._client.parser.takers.pop(_id_of(subscription), None)
+        self.nc.parser.takers.pop(_id_of(subscription), None)
         await subscription.unsubscribe()
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:

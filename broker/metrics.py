@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from broker.histogram import TokenHistogram
+from broker.histogram import StepHistogram
 
 # Buckets grow by about 1.5, so that a p99 read from them is off by a quarter at most.
 _FIRST_TOKEN_S = (
@@ -57,10 +57,11 @@ class RequestMetrics:
             ["model"],
             buckets=_FIRST_TOKEN_S,
         )
-        self.inter_token_s = TokenHistogram(
+        self.inter_token_s = StepHistogram(
             f"{name}_inter_token_latency_seconds",
             "ITL: time between tokens; of n tokens that come together, each counts an n-th",
-            _BETWEEN_TOKENS_S,
+            ["model"],
+            buckets=_BETWEEN_TOKENS_S,
         )
         self.end_to_end_s = Histogram(
             f"{name}_end_to_end_latency_seconds",

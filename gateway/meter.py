@@ -35,7 +35,7 @@ class Meter:
         if not self._tokens_s:
             self._model.first_token_s.observe(max(0.0, now_s - self._received_s))
         else:
-            self._model.inter_token_s.observe(max(0.0, now_s - self._tokens_s) / count, count)
+            self._model.inter_token_s.observe_many(max(0.0, now_s - self._tokens_s) / count, count)
         self._tokens_s = now_s
         self._model.completion_tokens.inc(count)
 
