@@ -15,6 +15,9 @@ from nats.protocol.parser import Parser
 Take = Callable[[str, str, bytes, bytes], None]  # subject, reply subject, headers, payload; must not raise
 
 
+_MESSAGES = (b"MSG ", b"HMSG ")
+
+
 class ShortcutParser(Parser):
     """``takers``: by subscription id. All messages of one are taken, so that they keep their order."""
 
@@ -38,11 +41,19 @@ class ShortcutParser(Parser):
             data = b"".join(self._held)
         at = 0
         while at < len(data):
-            words, start, stop = _operation(data, at)
-            if not 0 < stop <= len(data):
-                self._needed_bytes = max(0, stop - at)
+            line_end = data.find(b"\r\n", at)
+            if line_end < 0:
+                self._needed_bytes = 0
                 break
-            take = self.takers.get(words[2]) if len(words) > 3 else None
+            stop = line_end + 2
+            take = None
+            if data.startswith(_MESSAGES, at):
+                words = data[at:line_end].split()
+                start, stop = stop, stop + int(words[-1]) + 2
+                if stop > len(data):
+                    self._needed_bytes = stop - at
+                    break
+                take = self.takers.get(words[2])
             if take is None:
                 await super().parse(data[at:stop])
             else:
@@ -54,26 +65,10 @@ class ShortcutParser(Parser):
         self._held_bytes = len(data) - at
 
 
-def _operation(data: bytes, at: int) -> tuple[list[bytes], int, int]:
-    """Of the operation at ``at``: the words of its line where it is a message, where its payload starts, and
-    where the next operation does; 0 where that is not known yet."""
-    line_end = data.find(b"\r\n", at)
-    if line_end < 0:
-        return [], 0, 0
-    start = line_end + 2
-    if not data.startswith((b"MSG ", b"HMSG "), at):
-        return [], start, start
-    words = data[at:line_end].split()
-    return words, start, start + int(words[-1]) + 2
-
-
 def _give(take: Take, words: list[bytes], data: bytes, start: int, stop: int) -> None:
-    body, counts = start, 1
+    """``MSG subject id [reply] size``, ``HMSG subject id [reply] headers-size size``."""
+    body, sizes = start, 1
     if words[0] == b"HMSG":
-        body, counts = start + int(words[-2]), 2
-    reply = words[3] if len(words) == 4 + counts else b""
-    take(_text(words[1]), _text(reply), data[start:body], data[body:stop])
-
-
-def _text(word: bytes) -> str:
-    return word.decode(errors="replace")
+        body, sizes = start + int(words[-2]), 2
+    reply = words[3].decode("utf-8", "replace") if len(words) > 3 + sizes else ""
+    take(words[1].decode("utf-8", "replace"), reply, data[start:body], data[body:stop])

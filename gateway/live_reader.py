@@ -64,28 +64,22 @@ class LiveReader:
         return updates
 
     def wake(self) -> None:
-        waiter = self._waiter
-        if waiter is None or waiter.done():
+        if self._due or self._waiter is None or self._waiter.done():
             return
-        if self._tick is None or not self._is_plain:
-            waiter.set_result(None)
-        elif not self._due:
+        if self._tick is None or not self._started:
+            self._waiter.set_result(None)
+        else:
             self._due = True
             self._tick.soon(self._give)
 
-    @property
-    def _is_plain(self) -> bool:
-        """There can be no other news than text."""
-        live = self._live
-        return self._started and live.end is None and live.lost is None and self._lost is None
-
     def _give(self) -> None:
+        """In the tick: plain text by the short way, everything else by waking the task."""
         self._due = False
         waiter = self._waiter
         if waiter is None or waiter.done():
-            return  # it closed, or had other news meanwhile
+            return  # it closed meanwhile
         try:
-            shown = self._is_plain and self._shown()
+            shown = self._shown()
         except Exception:  # a bug in how it is shown: its own task meets it too, and tells its client
             shown = False
         if not shown:
@@ -93,19 +87,21 @@ class LiveReader:
 
     def _shown(self) -> bool:
         """Whether what is new was shown, or nothing is."""
-        live = self._live
-        text = live.text_since(self._position)
-        if text is None:
-            return True
-        assert self._show is not None
-        if text.logprobs is not None or not self._show(text):
+        live, show = self._live, self._show
+        if live.end is not None or live.lost is not None or self._lost is not None or show is None:
             return False
-        self._went(text)
+        text = live.text_since(self._position)
+        if text is not None:
+            if text.logprobs is not None or not show(text):
+                return False
+            self._went(text.end_token)
         return True
 
-    def _went(self, text: Text | Parsed) -> None:
-        self._position = text.end_token
-        self._live.read_tokens = max(self._live.read_tokens, min(text.end_token, len(self._live.log.ids)))
+    def _went(self, end_token: int) -> None:
+        live = self._live
+        self._position = end_token
+        if end_token > live.read_tokens:
+            live.read_tokens = max(live.read_tokens, min(end_token, len(live.log.ids)))
 
     def lose(self, error: HeadraceError) -> None:
         """This reader alone is told so when it has been given what there is."""
@@ -129,7 +125,7 @@ class LiveReader:
             updates.append(Started())
         text = live.text_since(self._position)
         if text is not None:
-            self._went(text)
+            self._went(text.end_token)
             updates.append(text)
         if live.end is not None:
             self._ended = True
