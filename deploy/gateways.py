@@ -12,6 +12,7 @@ import logging
 import secrets
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,10 +25,12 @@ from deploy.parts import Part
 from deploy.supervisor import Keeper, Supervisor
 from gateway.main import refuse_open_host
 from gateway.server import hold_port
-from gateway.siblings import Place, ask
+from gateway.siblings import Place, lives
 from schemas.config import Config
 
 log = logging.getLogger(__name__)
+
+HANG_S = 30.0  # an event loop that does not turn for so long: the kernel goes on giving it connections
 
 
 def run(config: Config) -> int:
@@ -62,14 +65,20 @@ def gateway_parts(config: Config, folder: Path, port: int) -> list[Part]:
     for number in range(1, count + 1):
         path = Place(number, count, folder).socket_of(number)
 
-        async def answers(path: Path = path) -> bool:
-            """Its event loop turns. Whether it can serve is for its clients to ask."""
-            return await ask(path) is not None
-
         # -P: a folder called gateway where the user stands is not ours.
         argv = (sys.executable, "-P", "-m", "gateway", str(number), str(count), str(folder))
-        drain_s = config.gateway.drain_s
-        parts.append(Part("gateway", f"gateway-{number}", port, argv, answers, drain_s=drain_s, given=given))
+        parts.append(
+            Part(
+                "gateway",
+                f"gateway-{number}",
+                port,
+                argv,
+                partial(lives, path),
+                drain_s=config.gateway.drain_s,
+                given=given,
+                hang_s=HANG_S,
+            )
+        )
     return parts
 
 

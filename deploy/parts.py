@@ -28,7 +28,8 @@ class ProgramMissing(Exception):
 @dataclass(frozen=True, slots=True)
 class Part:
     """``environ`` goes over the supervisor's own. ``drain_s``: what it may take to stop. ``given``: all that
-    it can read from its standard input."""
+    it can read from its standard input. ``hang_s``: once ready and then not for so long, it is killed and
+    started again (0: never)."""
 
     kind: Kind
     id: str
@@ -38,6 +39,7 @@ class Part:
     environ: Mapping[str, str] = field(default_factory=dict)
     drain_s: float = 0.0
     given: bytes | None = None
+    hang_s: float = 0.0
 
 
 def nats_part(config: Config, folder: Path, port: int) -> Part:

@@ -14,6 +14,7 @@ from broker.child_process import ChildProcess, describe_exit
 from deploy.parts import Part
 
 _PROBE_INTERVAL_S = 0.1
+_WATCH_INTERVAL_S = 1.0
 _USAGE_ERROR = 2  # a part's exit code for a configuration it refuses: the same every time
 _CRASHES_AT_START = 5  # in a row, before all has ever been ready: give up
 
@@ -96,17 +97,28 @@ class Keeper:
             process.kill()
         loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as group:
-            probing = group.create_task(self._probe(), name=f"probe {self.part.id}")
+            probing = group.create_task(self._probe(process), name=f"probe {self.part.id}")
             status = await process.wait()
             probing.cancel()
         healthy_s = loop.time() - self.state_since_s if self.state == "ready" else 0.0
         return status, healthy_s
 
-    async def _probe(self) -> None:
+    async def _probe(self, process: ChildProcess) -> None:
         while not await self.part.ready():  # noqa: ASYNC110 - the part is another process, it sets no event
             await asyncio.sleep(_PROBE_INTERVAL_S)
         if self.state == "starting":
             self._enter("ready")
+        if self.part.hang_s:
+            await self._while_it_answers()
+            process.kill()
+
+    async def _while_it_answers(self) -> None:
+        clock = asyncio.get_running_loop().time
+        answered_s = clock()
+        while clock() - answered_s < self.part.hang_s:
+            await asyncio.sleep(min(_WATCH_INTERVAL_S, self.part.hang_s / 4))
+            if await self.part.ready():
+                answered_s = clock()
 
     async def _stopping_within(self, delay_s: float) -> None:
         try:

@@ -119,8 +119,8 @@ class Started:
 
 class Text(msgspec.Struct, frozen=True):
     """Text released by tokens ``first_token …< end_token`` (positions in the completion, from 0).
-    ``end_token`` makes the cursor: see ``gateway/cursor.py``. Empty when only ``logprobs`` are news. A msgspec
-    struct because there is one for each event: 0.15 us where a frozen dataclass takes 0.8."""
+    ``end_token`` makes the cursor: see ``gateway/cursor.py``. Empty when only ``logprobs`` are news. A
+    msgspec struct because there is one for each event: 0.15 us where a frozen dataclass takes 0.8."""
 
     text: str
     first_token: int

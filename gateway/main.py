@@ -62,7 +62,7 @@ async def serve(config: Config, shutdown: Shutdown, place: Place | None = None) 
             front = Front(pipeline, config.gateway, place)
             door = Door(config, broker) if config.auth.methods else None
             server = make_server(build(front, door), config.gateway)
-            async with telling(place, front.ready) if place else nullcontext(), asyncio.TaskGroup() as tasks:
+            async with telling(place) if place else nullcontext(), asyncio.TaskGroup() as tasks:
                 door_task = await _open_door(door, tasks)
                 pipeline_task = tasks.create_task(pipeline.run(), name="pipeline")
                 server_task = tasks.create_task(server.serve([listener]), name="server")

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import msgspec
 
 from broker.metrics import exposition
 
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 ANSWER_S = 1.0  # one that takes longer is left out, and shown as down
+_LIFE, _METRICS = b"l", b"m"
 _UP = "headrace_gateway_process_up"
 
 
@@ -34,22 +33,21 @@ class Place:
         return self.folder / f"{number}.sock"
 
 
-class Word(msgspec.Struct, frozen=True):
-    """What a process tells of itself. ``metrics``: in Prometheus's text format."""
-
-    ready: bool
-    reason: str
-    metrics: str
-
-
 @contextlib.asynccontextmanager
-async def telling(place: Place, ready: Callable[[], tuple[bool, str]]) -> AsyncIterator[None]:
-    async def tell(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        word = Word(*ready(), _own_metrics())
-        writer.write(msgspec.msgpack.encode(word))
-        with contextlib.suppress(OSError):  # whoever asked has gone
-            await writer.drain()
-        writer.close()
+async def telling(place: Place) -> AsyncIterator[None]:
+    """Whoever connects and says what is wanted (``_METRICS``, in Prometheus's text format, or ``_LIFE``) is
+    told that."""
+
+    async def tell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                wanted = await reader.read(1)
+                writer.write(_own_metrics().encode() if wanted == _METRICS else _LIFE)
+                await writer.drain()
+        except (OSError, TimeoutError):
+            pass  # whoever asked has gone
+        finally:
+            writer.close()
 
     path = place.socket_of(place.number)
     path.unlink(missing_ok=True)  # of the process that was this one before
@@ -58,27 +56,33 @@ async def telling(place: Place, ready: Callable[[], tuple[bool, str]]) -> AsyncI
         yield
 
 
-async def ask(path: Path) -> Word | None:
-    """None where there is no answer in ``ANSWER_S``."""
-    try:
-        async with asyncio.timeout(ANSWER_S):
-            reader, writer = await asyncio.open_unix_connection(path)
-            try:
-                return msgspec.msgpack.decode(await reader.read(), type=Word)
-            finally:
-                writer.close()
-    except (OSError, TimeoutError, msgspec.DecodeError):  # a word that breaks off: it died
-        return None
+async def lives(path: Path) -> bool:
+    """Its event loop turns; whether it can serve is for its clients to ask."""
+    return await _ask(path, _LIFE) == _LIFE
 
 
 async def metrics_of_all(place: Place) -> bytes:
     """As the process at this place finds them."""
     others = [number for number in range(1, place.count + 1) if number != place.number]
-    words = await asyncio.gather(*(ask(place.socket_of(number)) for number in others))
+    answers = await asyncio.gather(*(_ask(place.socket_of(number), _METRICS) for number in others))
     told: dict[int, str | None] = {place.number: _own_metrics()}
-    for number, word in zip(others, words, strict=True):
-        told[number] = word.metrics if word is not None else None
+    for number, answer in zip(others, answers, strict=True):
+        told[number] = answer.decode() if answer else None
     return merged(told).encode()
+
+
+async def _ask(path: Path, wanted: bytes) -> bytes:
+    """Empty where there is no answer in ``ANSWER_S``."""
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            reader, writer = await asyncio.open_unix_connection(path)
+            try:
+                writer.write(wanted)
+                return await reader.read()
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):
+        return b""
 
 
 def _own_metrics() -> str:
