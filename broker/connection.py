@@ -22,10 +22,12 @@ from typing import Literal
 import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
 from broker import metrics
 from broker.credentials import Credentials, CredentialsError
+from broker.nats_parser import ShortcutParser, Take
 from broker.settings import masked_urls
 from schemas.config import Nats
 from schemas.errors import HeadraceError
@@ -70,6 +72,10 @@ class _Waiter:
 class _Client(Client):
     """Reads what any publisher may send, so that nothing of it ends the read loop."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._ps = self.parser = ShortcutParser(self)
+
     def _build_message(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: Headers | None
     ) -> Msg:
@@ -83,18 +89,20 @@ class _Client(Client):
         )
 
     async def _process_headers(self, headers: bytes | None) -> Headers | None:
-        """``NATS/1.0[ status[ description]]`` and lines of ``name: value`` (ADR-4). 4 us for the six of a
-        direct get, against nats-py's 17: whoever takes over a response reads dozens of those."""
-        if not headers:
-            return None
-        first, *lines = headers.decode(errors="replace").split("\r\n")
-        status, _, description = first[len("NATS/1.0 ") :].partition(" ")
-        found = {"Status": status, "Description": description} if status.isdigit() else {}
-        for line in lines:
-            name, colon, value = line.partition(":")
-            if colon:
-                found[name] = value.strip()
-        return found or None
+        return parse_headers(headers) if headers else None
+
+
+def parse_headers(headers: bytes) -> Headers | None:
+    """``NATS/1.0[ status[ description]]`` and lines of ``name: value`` (ADR-4). 4 us for the six of a
+    direct get, against nats-py's 17: whoever takes over a response reads dozens of those."""
+    first, *lines = headers.decode(errors="replace").split("\r\n")
+    status, _, description = first[len("NATS/1.0 ") :].partition(" ")
+    found = {"Status": status, "Description": description} if status.isdigit() else {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if colon:
+            found[name] = value.strip()
+    return found or None
 
 
 class Broker:
@@ -103,7 +111,7 @@ class Broker:
     def __init__(self, config: Nats, name: str) -> None:
         self.config = config
         self.name = name
-        self.nc: Client = _Client()
+        self.nc = _Client()
         self.js: JetStreamContext = self.nc.jetstream()
         self.epoch = 0
         self._on_reconnect: list[Callable[[], None]] = []
@@ -183,6 +191,18 @@ class Broker:
                 await asyncio.sleep(RECONNECT_WAIT_S)
             else:
                 await self._up.wait()
+
+    async def subscribe_short(self, subject: str, take: Take) -> Subscription:
+        """Its messages go to ``take`` as they are read, past nats-py's queue and task. Raises
+        ``nats.errors.Error``. End it with ``unsubscribe_short``."""
+        subscription = await self.nc.subscribe(subject)
+        self.nc.parser.takers[_id_of(subscription)] = take
+        return subscription
+
+    async def unsubscribe_short(self, subscription: Subscription) -> None:
+        """Raises ``nats.errors.Error``; nothing is taken any more all the same."""
+        self.nc.parser.takers.pop(_id_of(subscription), None)
+        await subscription.unsubscribe()
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         """``callback`` is called after every reconnect, subscriptions being in place; it must not block."""
@@ -317,6 +337,11 @@ class Broker:
 
     async def _closed(self) -> None:
         self._finish()
+
+
+def _id_of(subscription: Subscription) -> bytes:
+    """As it stands on the wire."""
+    return b"%d" % subscription._id
 
 
 def headers_size(headers: Headers | None) -> int:

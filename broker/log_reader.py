@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from schemas.ids import Fence, ResponseId
 from schemas.reply import (
     Closed,
@@ -37,10 +39,10 @@ class LogEnd:
     total: int
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """What one message changed. ``gap``: tokens are missing before this message's; they come again when
-    the writer repeats itself, and at the latest in ``Finished``."""
+    the writer repeats itself, and at the latest in ``Finished``. A msgspec struct because there is one for
+    each message: 0.15 us where a frozen dataclass takes 0.8."""
 
     new_ids: Sequence[int] = ()
     logprobs: Sequence[TokenLogprobs] | None = None

@@ -19,6 +19,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from broker.histogram import StepHistogram
+
 # Buckets grow by about 1.5, so that a p99 read from them is off by a quarter at most.
 _FIRST_TOKEN_S = (
     *(0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75),
@@ -36,6 +38,10 @@ _QUEUE_S = (
     *(0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0),
     *(60.0, 120.0, 300.0, 900.0, 3600.0),
 )
+_LAG_S = (
+    *(0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5),
+    *(1.0, 2.0, 5.0, 10.0, 30.0),
+)
 
 
 class RequestMetrics:
@@ -51,7 +57,7 @@ class RequestMetrics:
             ["model"],
             buckets=_FIRST_TOKEN_S,
         )
-        self.inter_token_s = Histogram(
+        self.inter_token_s = StepHistogram(
             f"{name}_inter_token_latency_seconds",
             "ITL: time between tokens; of n tokens that come together, each counts an n-th",
             ["model"],
@@ -125,6 +131,12 @@ WATCHER_VERDICTS = Counter(
 )
 REDELIVERED = Counter(
     "headrace_worker_jobs_redelivered", "Jobs pulled that had been delivered before", ["model"]
+)
+
+LOOP_LAG = Histogram(
+    "headrace_event_loop_lag_seconds",
+    "How late the event loop runs what is due, looked at 20 times a second; every stream waits for it",
+    buckets=_LAG_S,
 )
 
 BROKER_CONNECTED = Gauge("headrace_broker_connected", "1 while the NATS connection is up")

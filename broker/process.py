@@ -17,6 +17,7 @@ import msgspec
 import uvloop
 
 from broker.connection import BrokerClosed, BrokerUnavailable
+from broker.loop_lag import LoopLag
 from broker.metrics import PortUnavailable
 from broker.settings import ConfigError
 from broker.topology import TopologyError
@@ -53,14 +54,17 @@ def run_process(
     set_up_logging(name, config.logging)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
-            return runner.run(_supervise(name, main, KNOWN_ERRORS + known_errors))
+            return runner.run(_supervise(name, config, main, KNOWN_ERRORS + known_errors))
         except asyncio.CancelledError:
             log.warning("%s stopped at once by a second signal", name)
             return 1
 
 
 async def _supervise(
-    name: str, main: Callable[[Shutdown], Awaitable[None]], known: tuple[type[Exception], ...]
+    name: str,
+    config: Config,
+    main: Callable[[Shutdown], Awaitable[None]],
+    known: tuple[type[Exception], ...],
 ) -> int:
     shutdown = Shutdown()
     task = asyncio.current_task()
@@ -76,6 +80,8 @@ async def _supervise(
     loop = asyncio.get_running_loop()
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, stop, each)
+    lag = LoopLag(config.logging.loop_lag_ms)
+    lag.begin()
     try:
         await main(shutdown)
     except asyncio.CancelledError:
@@ -89,6 +95,8 @@ async def _supervise(
         if not isinstance(error, Exception):
             raise
         return 1
+    finally:
+        lag.end()
     return 0
 
 

@@ -27,7 +27,9 @@ class ProgramMissing(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """``environ`` goes over the supervisor's own. ``drain_s``: what it may take to stop."""
+    """``environ`` goes over the supervisor's own. ``drain_s``: what it may take to stop. ``given``: all that
+    it can read from its standard input. ``hang_s``: once ready and then not for so long, it is killed and
+    started again (0: never)."""
 
     kind: Kind
     id: str
@@ -36,6 +38,8 @@ class Part:
     ready: Callable[[], Awaitable[bool]]
     environ: Mapping[str, str] = field(default_factory=dict)
     drain_s: float = 0.0
+    given: bytes | None = None
+    hang_s: float = 0.0
 
 
 def nats_part(config: Config, folder: Path, port: int) -> Part:

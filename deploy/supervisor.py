@@ -14,6 +14,7 @@ from broker.child_process import ChildProcess, describe_exit
 from deploy.parts import Part
 
 _PROBE_INTERVAL_S = 0.1
+_WATCH_INTERVAL_S = 1.0
 _USAGE_ERROR = 2  # a part's exit code for a configuration it refuses: the same every time
 _CRASHES_AT_START = 5  # in a row, before all has ever been ready: give up
 
@@ -31,7 +32,7 @@ class Report(Protocol):
 class Keeper:
     """One part, and the process that is it at the moment."""
 
-    def __init__(self, part: Part, log: Path, report: Report, changed: Callable[[], None]) -> None:
+    def __init__(self, part: Part, log: Path | None, report: Report, changed: Callable[[], None]) -> None:
         self.part = part
         self.state: State = "waiting"
         self.pid = 0
@@ -48,7 +49,9 @@ class Keeper:
         backoff = Backoff()
         while not self._stopping.is_set():
             try:
-                self._process = await ChildProcess.start(self.part.argv, self.part.environ, self._log)
+                self._process = await ChildProcess.start(
+                    self.part.argv, self.part.environ, self._log, given=self.part.given
+                )
             except OSError as error:  # no memory, no file descriptor, no room on the disk: it may pass
                 self._process, self.pid = None, 0
                 how, hopeless, healthy_s = f"cannot be started: {error}", False, 0.0
@@ -94,17 +97,28 @@ class Keeper:
             process.kill()
         loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as group:
-            probing = group.create_task(self._probe(), name=f"probe {self.part.id}")
+            probing = group.create_task(self._probe(process), name=f"probe {self.part.id}")
             status = await process.wait()
             probing.cancel()
         healthy_s = loop.time() - self.state_since_s if self.state == "ready" else 0.0
         return status, healthy_s
 
-    async def _probe(self) -> None:
+    async def _probe(self, process: ChildProcess) -> None:
         while not await self.part.ready():  # noqa: ASYNC110 - the part is another process, it sets no event
             await asyncio.sleep(_PROBE_INTERVAL_S)
         if self.state == "starting":
             self._enter("ready")
+        if self.part.hang_s:
+            await self._while_it_answers()
+            process.kill()
+
+    async def _while_it_answers(self) -> None:
+        clock = asyncio.get_running_loop().time
+        answered_s = clock()
+        while clock() - answered_s < self.part.hang_s:
+            await asyncio.sleep(min(_WATCH_INTERVAL_S, self.part.hang_s / 4))
+            if await self.part.ready():
+                answered_s = clock()
 
     async def _stopping_within(self, delay_s: float) -> None:
         try:
@@ -122,13 +136,13 @@ class Keeper:
 
 class Supervisor:
     """``stages``: parts of a stage start together, when all parts of the stages before are ready.
-    ``observe`` is called after every change of any part. A part that has not stopped ``stop_margin_s``
-    after its own drain time is killed."""
+    ``log_file``: where a part writes; None: to our own output. ``observe`` is called after every change of
+    any part. A part that has not stopped ``stop_margin_s`` after its own drain time is killed."""
 
     def __init__(
         self,
         stages: Sequence[Sequence[Part]],
-        log_file: Callable[[str], Path],
+        log_file: Callable[[str], Path | None],
         report: Report,
         observe: Callable[[Supervisor], None],
         stop_margin_s: float = 10.0,

@@ -117,10 +117,10 @@ class Started:
     """A worker has the response."""
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
+class Text(msgspec.Struct, frozen=True):
     """Text released by tokens ``first_token …< end_token`` (positions in the completion, from 0).
-    ``end_token`` makes the cursor: see ``gateway/cursor.py``. Empty when only ``logprobs`` are news."""
+    ``end_token`` makes the cursor: see ``gateway/cursor.py``. Empty when only ``logprobs`` are news. A
+    msgspec struct because there is one for each event: 0.15 us where a frozen dataclass takes 0.8."""
 
     text: str
     first_token: int
@@ -129,8 +129,7 @@ class Text:
     logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Parsed:
+class Parsed(msgspec.Struct, frozen=True):
     """What a completion with a shape brings instead of ``Text``: the pieces of each token that brought any,
     by its number (from 1; behind the last, what the end released). ``token_ids`` and ``logprobs`` are those
     of tokens ``first_token …< end_token``."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from gateway.generation import Started, Update
+from gateway.generation import Parsed, Started, Text, Update
+from gateway.tick import Tick
 from schemas.errors import HeadraceError
 
 if TYPE_CHECKING:
@@ -15,7 +17,18 @@ if TYPE_CHECKING:
 class LiveReader:
     """One client's place in a response. One task at a time may wait in ``next``."""
 
-    __slots__ = ("_ended", "_live", "_lost", "_position", "_queued", "_started", "_waiter")
+    __slots__ = (
+        "_due",
+        "_ended",
+        "_live",
+        "_lost",
+        "_position",
+        "_queued",
+        "_show",
+        "_started",
+        "_tick",
+        "_waiter",
+    )
 
     def __init__(self, live: Live, position: int) -> None:
         self._live = live
@@ -25,6 +38,15 @@ class LiveReader:
         self._ended = False
         self._lost: HeadraceError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._tick: Tick | None = None
+        self._show: Callable[[Text | Parsed], bool] | None = None
+        self._due = False  # the tick will call
+
+    def divert(self, tick: Tick, show: Callable[[Text | Parsed], bool]) -> None:
+        """Give plain text to ``show`` in the tick that brings it, past ``next`` and its task; but only while
+        that waits, so that everything keeps its order. Where ``show`` cannot take it (False, and nothing
+        done) it comes by ``next``, merged with what follows until then."""
+        self._tick, self._show = tick, show
 
     async def next(self) -> list[Update]:
         """Wait for news: ``Queued`` as it changes until ``Started``, which comes once, ``Text`` merged since
@@ -42,8 +64,44 @@ class LiveReader:
         return updates
 
     def wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
+        if self._due or self._waiter is None or self._waiter.done():
+            return
+        if self._tick is None or not self._started:
             self._waiter.set_result(None)
+        else:
+            self._due = True
+            self._tick.soon(self._give)
+
+    def _give(self) -> None:
+        """In the tick: plain text by the short way, everything else by waking the task."""
+        self._due = False
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return  # it closed meanwhile
+        try:
+            shown = self._shown()
+        except Exception:  # a bug in how it is shown: its own task meets it too, and tells its client
+            shown = False
+        if not shown:
+            waiter.set_result(None)
+
+    def _shown(self) -> bool:
+        """Whether what is new was shown, or nothing is."""
+        live, show = self._live, self._show
+        if live.end is not None or live.lost is not None or self._lost is not None or show is None:
+            return False
+        text = live.text_since(self._position)
+        if text is not None:
+            if text.logprobs is not None or not show(text):
+                return False
+            self._went(text.end_token)
+        return True
+
+    def _went(self, end_token: int) -> None:
+        live = self._live
+        self._position = end_token
+        if end_token > live.read_tokens:
+            live.read_tokens = max(live.read_tokens, min(end_token, len(live.log.ids)))
 
     def lose(self, error: HeadraceError) -> None:
         """This reader alone is told so when it has been given what there is."""
@@ -67,8 +125,7 @@ class LiveReader:
             updates.append(Started())
         text = live.text_since(self._position)
         if text is not None:
-            self._position = text.end_token
-            live.read_tokens = max(live.read_tokens, min(text.end_token, len(live.log.ids)))
+            self._went(text.end_token)
             updates.append(text)
         if live.end is not None:
             self._ended = True

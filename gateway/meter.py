@@ -5,8 +5,11 @@ from __future__ import annotations
 import time
 from functools import lru_cache
 
+from broker.histogram import Tally
 from broker.metrics import GATEWAY
 from gateway.generation import Ended
+
+HAND_OVER_S = 0.25
 
 
 class Meter:
@@ -31,18 +34,20 @@ class Meter:
         self._model.running.inc()
 
     def tokens(self, count: int) -> None:
-        now_s = time.time()
-        if not self._tokens_s:
-            self._model.first_token_s.observe(max(0.0, now_s - self._received_s))
+        now_s, model = time.time(), self._model
+        if self._tokens_s:
+            model.inter_token_s.observe_many(max(0.0, now_s - self._tokens_s) / count, count)
         else:
-            gap_s = max(0.0, now_s - self._tokens_s) / count
-            for _ in range(count):
-                self._model.inter_token_s.observe(gap_s)
+            model.first_token_s.observe(max(0.0, now_s - self._received_s))
         self._tokens_s = now_s
-        self._model.completion_tokens.inc(count)
+        model.tokens += count
+        if now_s >= model.hand_over_at_s:
+            model.hand_over_at_s = now_s + HAND_OVER_S
+            model.hand_over()
 
     def ended(self, end: Ended) -> None:
         (self._model.running if self._started else self._model.waiting).dec()
+        self._model.hand_over()
         self._model.end_to_end_s.observe(max(0.0, time.time() - self._received_s))
         self._model.prompt_tokens.inc(end.usage.prompt_tokens)
         if end.timings is not None:
@@ -56,18 +61,26 @@ def refused(model: str) -> None:
 
 
 class _Model:
-    """The metrics of one model; looking a label up costs more than counting."""
+    """The metrics of one model; looking a label up costs more than counting. What is counted for each message
+    is handed over a few times a second: prometheus-client takes a lock for each value."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.first_token_s = GATEWAY.first_token_s.labels(model=name)
-        self.inter_token_s = GATEWAY.inter_token_s.labels(model=name)
+        self.inter_token_s = Tally(GATEWAY.inter_token_s.labels(model=name))
         self.end_to_end_s = GATEWAY.end_to_end_s.labels(model=name)
         self.queue_wait_s = GATEWAY.queue_wait_s.labels(model=name)
         self.prompt_tokens = GATEWAY.prompt_tokens.labels(model=name)
-        self.completion_tokens = GATEWAY.completion_tokens.labels(model=name)
+        self._completion_tokens = GATEWAY.completion_tokens.labels(model=name)
         self.running = GATEWAY.running.labels(model=name)
         self.waiting = GATEWAY.waiting.labels(model=name)
+        self.tokens = 0  # not handed over yet
+        self.hand_over_at_s = 0.0
+
+    def hand_over(self) -> None:
+        self._completion_tokens.inc(self.tokens)
+        self.tokens = 0
+        self.inter_token_s.hand_over()
 
 
 @lru_cache(maxsize=256)

@@ -29,9 +29,14 @@ class MeasuredHttp(HttpToolsProtocol):
         self.app_state = {**self.app_state, _TRANSPORT: transport}
 
 
+def transport_of(scope: Mapping[str, Any]) -> asyncio.Transport | None:
+    """Of an ASGI scope's connection; None where it did not come over this server."""
+    return cast("asyncio.Transport | None", scope.get("state", {}).get(_TRANSPORT))
+
+
 def rtt_ms(scope: Mapping[str, Any]) -> float | None:
     """Of an ASGI scope's connection; about 5 us. None where it cannot be told."""
-    transport = cast("asyncio.Transport | None", scope.get("state", {}).get(_TRANSPORT))
+    transport = transport_of(scope)
     connection = None if transport is None else transport.get_extra_info("socket")
     if connection is None or sys.platform != "linux":
         return None

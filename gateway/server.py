@@ -9,11 +9,13 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import msgspec
 import uvicorn
 from starlette.types import ASGIApp
 
 from broker.metrics import PortUnavailable
-from gateway.connection_limits import http_protocol, websocket_protocol
+from gateway.http_protocol import http_protocol
+from gateway.websocket_protocol import websocket_protocol
 from schemas.config import Gateway
 
 log = logging.getLogger(__name__)
@@ -40,8 +42,9 @@ class EmbeddedServer(uvicorn.Server):
 _CLIENT_NOISE = ClientNoise()  # one object, so that adding it twice adds it once
 
 
-def bind(config: Gateway) -> socket.socket:
-    """Port 0 takes a free one. Raises ``PortUnavailable``.
+def bind(config: Gateway, *, shared: bool = False) -> socket.socket:
+    """Port 0 takes a free one. ``shared``: with others of the same user that say so, too (socket(7),
+    SO_REUSEPORT). Raises ``PortUnavailable``.
 
     Nobody can connect before the server listens: a client that is refused goes on to another gateway at once,
     and would wait for one that is still starting. One that stops reading is cut off by the kernel
@@ -52,6 +55,8 @@ def bind(config: Gateway) -> socket.socket:
     listener = socket.socket(family)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind((config.host, config.port))
@@ -60,6 +65,15 @@ def bind(config: Gateway) -> socket.socket:
         raise PortUnavailable(f"cannot listen on {config.host}:{config.port}: {error.strerror}") from None
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(config.ping_timeout_s * 1000))
     return listener
+
+
+def hold_port(config: Gateway) -> socket.socket:
+    """Keeps the port for the processes that are to share it; without ``listen`` it is given no connection.
+    Bound alone at first: that finds another installation, which would let us share, too. Raises
+    ``PortUnavailable``."""
+    with bind(config) as alone:
+        port = alone.getsockname()[1]
+    return bind(msgspec.structs.replace(config, port=port), shared=True)
 
 
 def make_server(app: ASGIApp, config: Gateway, tls: ssl.SSLContext | None = None) -> EmbeddedServer:

@@ -59,6 +59,7 @@ class Security(_Section, frozen=True):
 class Gateway(_Section, frozen=True):
     host: str = "127.0.0.1"
     port: Port = 8080
+    processes: Annotated[int, Meta(ge=1, le=256)] = 1  # that share the port; the limits here are of each
     allow_unauthenticated: bool = False  # must be true to listen beyond loopback without auth
     allowed_origins: tuple[Origin, ...] = ()  # pages of elsewhere that may use this gateway; "*": any
     default_model: str = ""  # empty: the only one there is, or the first by name
@@ -188,6 +189,7 @@ class Sim(_Section, frozen=True):
 class Logging(_Section, frozen=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["text", "json"] = "text"
+    loop_lag_ms: Annotated[float, Meta(ge=0)] = 250  # an event loop so late is a warning; 0: never
 
 
 class Config(_Section, frozen=True):

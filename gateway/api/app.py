@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from fastapi import FastAPI, Request, Response, WebSocket
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from gateway.admission import LIMIT_HEADERS
 from gateway.api import (
@@ -61,9 +62,8 @@ def build(front: Front, door: Door | None = None) -> ASGIApp:
     _tokens(app, front, door)
     _ops(app, front)
     _page(app)
-    _nothing_else(app)
     app.openapi = openapi.document  # type: ignore[method-assign]
-    return _guarded(app, front, door)
+    return _guarded(Sockets(app, front), front, door)
 
 
 def _guarded(app: ASGIApp, front: Front, door: Door | None) -> ASGIApp:
@@ -106,10 +106,6 @@ def _responses(app: FastAPI, front: Front) -> None:
     async def list_input_items(request: Request, response_id: str) -> Response:
         return await responses_http.input_items(front, request, response_id)
 
-    @app.websocket("/v1/responses")
-    async def responses_socket(websocket: WebSocket) -> None:
-        await _attend(front, websocket, ResponsesSession)
-
 
 def _conversations(app: FastAPI, front: Front) -> None:
     @app.get("/v1/conversations/{name:path}/items")
@@ -138,10 +134,6 @@ def _chats(app: FastAPI, front: Front) -> None:
     async def chat(request: Request) -> Response:
         return await simple_chat.post(front, request)
 
-    @app.websocket("/ws/chat")
-    async def chat_socket(websocket: WebSocket) -> None:
-        await _attend(front, websocket, SimpleChatSession)
-
 
 def _tokens(app: FastAPI, front: Front, door: Door | None) -> None:
     @app.post("/v1/tokens")
@@ -168,7 +160,7 @@ def _ops(app: FastAPI, front: Front) -> None:
 
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:
-        return ops.metrics(request)
+        return await ops.metrics(front, request)
 
 
 def _page(app: FastAPI) -> None:
@@ -183,18 +175,30 @@ def _page(app: FastAPI) -> None:
         return files.asset(request, path)
 
 
-def _nothing_else(app: FastAPI) -> None:
-    @app.websocket("/{path:path}")
-    async def no_such_socket(websocket: WebSocket) -> None:
-        problem = HeadraceError("not_found", "WebSockets are at /v1/responses and /ws/chat.")
-        await websocket.send_denial_response(errors.http_answer(problem))
+class Sockets:
+    """WebSockets go round FastAPI: what its layers hold for a connection, they hold while it is idle."""
+
+    def __init__(self, app: ASGIApp, front: Front) -> None:
+        self._app = app
+        self._front = front
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "websocket":
+            await self._app(scope, receive, send)
+            return
+        websocket = WebSocket(scope, receive, send)
+        session_of = _SESSIONS.get(scope["path"])
+        if session_of is None:
+            problem = HeadraceError("not_found", "WebSockets are at /v1/responses and /ws/chat.")
+            await websocket.send_denial_response(errors.http_answer(problem))
+            return
+        await accept(websocket)
+        socket = Socket(websocket, self._front.limits.max_message_bytes)
+        with self._front.attending(socket):
+            await session_of(self._front, socket, caller_of(websocket)).run()
 
 
-async def _attend(
-    front: Front, websocket: WebSocket, session_of: Callable[[Front, Socket, Caller], Session]
-) -> None:
-    """A WebSocket from its handshake to its end."""
-    await accept(websocket)
-    socket = Socket(websocket, front.limits.max_message_bytes)
-    with front.attending(socket):
-        await session_of(front, socket, caller_of(websocket)).run()
+_SESSIONS: dict[str, Callable[[Front, Socket, Caller], Session]] = {
+    "/v1/responses": ResponsesSession,
+    "/ws/chat": SimpleChatSession,
+}

@@ -19,9 +19,10 @@ from gateway.api.errors import internal
 from gateway.api.front import Front
 from gateway.api.http_request import ClientGone, give_up_all
 from gateway.api.token_logprobs import off_loop
-from gateway.generation import Update
+from gateway.generation import Parsed, Text, Update
 from gateway.live import Live
 from gateway.live_reader import LiveReader
+from gateway.outlet import Outlet, outlet_of
 from schemas.errors import HeadraceError
 
 log = logging.getLogger(__name__)
@@ -62,11 +63,13 @@ class EventStream(Response):
         self._opening = opening
         self._failed = failed
         self._more = [(name.encode(), value.encode()) for name, value in headers.items()]
+        self._outlet: Outlet | None = None
         self._writing = asyncio.Lock()
         self._silent = True
         self._done = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._outlet = outlet_of(scope)
         try:
             await send({"type": "http.response.start", "status": 200, "headers": [*_HEADERS, *self._more]})
             async with asyncio.TaskGroup() as tasks:
@@ -115,11 +118,21 @@ class EventStream(Response):
 
     async def _follow(self, source: Source, reader: LiveReader, send: Send) -> bool:
         """Whether it ended well."""
+        reader.divert(self._front.tick, partial(self._show, source.frames))
         while updates := await reader.next():
             if data := await off_loop(source.live, updates, partial(_joined, source.frames, updates)):
                 await self._write(send, data)
         end = source.live.end
         return end is not None and end.outcome not in ("failed", "cancelled")
+
+    def _show(self, frames: Callable[[Update], bytes], text: Text | Parsed) -> bool:
+        outlet = self._outlet
+        if outlet is None or self._done or not outlet.is_open:
+            return False
+        if data := frames(text):
+            self._silent = False
+            outlet.put(data)
+        return True
 
     async def _write(self, send: Send, data: bytes, *, last: bool = False) -> None:
         async with self._writing:

@@ -20,6 +20,8 @@ from gateway.caller import LOCAL, Caller
 from gateway.live import Live
 from gateway.live_reader import LiveReader
 from gateway.pipeline import Pipeline
+from gateway.siblings import Place
+from gateway.tick import Tick
 from schemas.config import Gateway
 from schemas.errors import HeadraceError
 
@@ -32,12 +34,14 @@ _CALLER, _GRANT = "headrace.caller", "headrace.grant"  # in the ASGI scope
 class Front:
     """``connections`` is bounded by ``gateway.max_connections``; beyond, a client is told to come back."""
 
-    def __init__(self, pipeline: Pipeline, limits: Gateway) -> None:
+    def __init__(self, pipeline: Pipeline, limits: Gateway, place: Place | None = None) -> None:
         self.pipeline = pipeline
         self.limits = limits
+        self.place = place  # None: no other process has this port
         self.sockets: set[Socket] = set()
         self.connections = 0
         self.spellings = Spellings()
+        self.tick = Tick()
         self._readers: set[LiveReader] = set()
         self._serving = 0  # requests that have an answer to finish
         self._idle = asyncio.Event()

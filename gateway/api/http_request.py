@@ -108,6 +108,7 @@ async def submit(front: Front, generation: Generation, names: Mapping[str, str] 
 async def until_ended(front: Front, live: Live) -> Ended:
     """Raises ``HeadraceError`` where the response is lost to this gateway, or that is going away."""
     reader = front.reader(live)
+    reader.divert(front.tick, lambda text: True)  # it is asked for when it has ended
     try:
         while await reader.next():
             pass

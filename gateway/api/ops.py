@@ -9,6 +9,7 @@ from starlette.responses import PlainTextResponse, Response
 from broker.metrics import exposition
 from gateway.api.front import Front
 from gateway.router import Offer
+from gateway.siblings import TEXT_FORMAT, metrics_of_all
 from schemas.errors import HeadraceError
 
 
@@ -49,7 +50,10 @@ def readyz(front: Front) -> Response:
     return PlainTextResponse(f"{reason or 'ready'}\n", status_code=200 if ready else 503, headers=headers)
 
 
-def metrics(request: Request) -> Response:
+async def metrics(front: Front, request: Request) -> Response:
+    """Of all processes that share the port, whichever was asked."""
+    if front.place is not None:
+        return Response(await metrics_of_all(front.place), headers={"content-type": TEXT_FORMAT})
     body, content_type = exposition(request.headers.get("accept", ""))
     return Response(body, headers={"content-type": content_type})
 

@@ -24,7 +24,7 @@ from gateway.api.responses_object import (
     message,
     running,
 )
-from gateway.api.token_logprobs import Spelling, show
+from gateway.api.token_logprobs import NONE, Spelling, show
 from gateway.cursor import cursor, ending, token_of
 from gateway.generation import Ended, Parsed, Queued, Started, Text, Update
 
@@ -139,7 +139,8 @@ class ResponseEvents:
             events += self._opened(ITEM_ADDED, PART_ADDED)
         if update.text or update.logprobs:
             number = FIRST_DELTA if update.end_token == 1 else cursor(update.end_token)
-            logprobs = show(update.token_ids, update.logprobs, self._spelling)
+            given = update.logprobs
+            logprobs = NONE if given is None else show(update.token_ids, given, self._spelling)
             kind: Literal["response.output_text.delta"] = "response.output_text.delta"
             events.append(TextDelta(kind, number, self._item_id, update.text, logprobs, self._lane))
         return events

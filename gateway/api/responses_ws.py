@@ -27,7 +27,7 @@ from gateway.api.responses_view import attach, cancel, events_of, first_token
 from gateway.api.sockets import Socket, SocketClosed
 from gateway.api.token_logprobs import off_loop
 from gateway.caller import Caller
-from gateway.generation import Generation, Update
+from gateway.generation import Generation, Parsed, Text, Update
 from gateway.live import Live, now_ms
 from schemas.errors import HeadraceError
 
@@ -74,7 +74,7 @@ class ResponsesSession:
         """Until the client or the gateway hangs up; its responses are then detached from, not cancelled."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._socket.attend_shutdown(), name="attend-shutdown")
+                self._socket.attend_shutdown(tasks)
                 while True:
                     await self._take(tasks)
         except* SocketClosed:
@@ -191,11 +191,20 @@ class ResponsesSession:
                 events = events_of(self._front, live, after=after, stream_id=origin.stream_id)
                 for event in events.opening():
                     await self._socket.send(_encoder.encode(event))
+                reader.divert(self._front.tick, partial(self._show, events))
                 while updates := await reader.next():
                     for event in await off_loop(live, updates, partial(_fed, events, updates)):
                         await self._socket.send(_encoder.encode(event))
         finally:
             reader.close()
+
+    def _show(self, events: ResponseEvents, text: Text | Parsed) -> bool:
+        outlet = self._socket.outlet
+        if outlet is None or not outlet.is_open:
+            return False
+        for event in events.feed(text):
+            outlet.put(_encoder.encode(event))
+        return True
 
 
 def _fed(events: ResponseEvents, updates: list[Update]) -> list[Event]:

@@ -70,7 +70,7 @@ class SimpleChatSession:
     async def run(self) -> None:
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._socket.attend_shutdown(), name="attend-shutdown")
+                self._socket.attend_shutdown(tasks)
                 tasks.create_task(self._answer_all(), name="answer-questions")
                 while True:
                     await self._take()

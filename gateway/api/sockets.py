@@ -15,6 +15,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from gateway.api.errors import socket_event
 from gateway.api.parse_json import JsonObject, decode_object, too_large
 from gateway.auth.shown import open_subprotocol
+from gateway.outlet import outlet_of
 from gateway.round_trip import rtt_ms
 from schemas.errors import HeadraceError
 
@@ -38,15 +39,16 @@ class GoingAway(msgspec.Struct, frozen=True):
 class Socket:
     """Sends wait until the client's window has room (a lock, not a queue: whoever has news waits, and
     news of one response merges while it waits), so a client that reads nothing holds one message per
-    response. One that reads too slowly is closed with 1013 (``gateway/connection_limits.py``); one whose
+    response. One that reads too slowly is closed with 1013 (``gateway/websocket_protocol.py``); one whose
     host is gone is cut off by the kernel (TCP_USER_TIMEOUT, ``gateway/server.py``) or the missing pong."""
 
     def __init__(self, websocket: WebSocket, max_message_bytes: int) -> None:
         self._websocket = websocket
         self._max_message_bytes = max_message_bytes
+        self.outlet = outlet_of(websocket.scope)
         self._sending = asyncio.Lock()
-        self._notice: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._hang_up = asyncio.Event()
+        self._session: asyncio.TaskGroup | None = None
+        self._leaving: _Leaving | None = None
 
     @property
     def rtt_ms(self) -> float | None:
@@ -95,16 +97,40 @@ class Socket:
 
     # -- the gateway's shutdown -----------------------------------------------------------------------
 
+    def attend_shutdown(self, session: asyncio.TaskGroup) -> None:
+        """From now on the session is told of a shutdown, by a task of it that raises ``SocketClosed``."""
+        self._session = session
+        if self._leaving is not None:
+            self._leave(self._leaving, session)
+
     def going_away(self, *, time_left_ms: int) -> None:
-        if not self._notice.done():
-            self._notice.set_result(msgspec.json.encode(GoingAway(time_left_ms)))
+        if self._leaving is None:
+            self._leaving = _Leaving(msgspec.json.encode(GoingAway(time_left_ms)))
+            if self._session is not None:
+                self._leave(self._leaving, self._session)
 
     def hang_up(self) -> None:
-        self._hang_up.set()
+        """Behind ``going_away``."""
+        if self._leaving is not None:
+            self._leaving.hang_up.set()
 
-    async def attend_shutdown(self) -> None:
-        """A task of every session: passes on the notice, later closes with 1012. Raises ``SocketClosed``."""
-        await self.send(await self._notice)
-        await self._hang_up.wait()
-        await self.close(SERVICE_RESTART, "this gateway is shutting down; connect again")
-        raise SocketClosed
+    def _leave(self, leaving: _Leaving, session: asyncio.TaskGroup) -> None:
+        """Passes on the notice, later closes with 1012."""
+
+        async def leave() -> None:
+            await self.send(leaving.notice)
+            await leaving.hang_up.wait()
+            await self.close(SERVICE_RESTART, "this gateway is shutting down; connect again")
+            raise SocketClosed
+
+        work = leave()
+        try:
+            session.create_task(work, name="leave")
+        except RuntimeError:  # it is at its end anyway
+            work.close()
+
+
+class _Leaving:
+    def __init__(self, notice: bytes) -> None:
+        self.notice = notice
+        self.hang_up = asyncio.Event()

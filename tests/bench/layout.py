@@ -26,14 +26,19 @@ async def servers(stack: AsyncExitStack, folder: Path) -> tuple[NatsServer, Redi
 
 
 async def sim_worker(
-    stack: AsyncExitStack, folder: Path, nats: NatsServer, sim: Mapping[str, object]
+    stack: AsyncExitStack,
+    folder: Path,
+    nats: NatsServer,
+    sim: Mapping[str, object],
+    extra: Mapping[str, str] | None = None,
 ) -> Process:
-    """``sim``: keys of the section of the same name."""
+    """``sim``: keys of the section of the same name; ``extra``: other variables."""
     environ = {
         "HEADRACE_NATS__URL": nats.url,
         "HEADRACE_WORKER__ENGINE": "sim",
         "HEADRACE_WORKER__PORT": "0",
         **sim_environ(sim),
+        **(extra or {}),
     }
     worker = Process("workers.guardian", folder / "worker.log", environ)
     stack.push_async_callback(asyncio.to_thread, worker.end)
@@ -44,7 +49,13 @@ def sim_environ(sim: Mapping[str, object]) -> dict[str, str]:
     return {f"HEADRACE_SIM__{name.upper()}": str(value) for name, value in sim.items()}
 
 
-async def gateway(stack: AsyncExitStack, folder: Path, nats_url: str, redis_url: str) -> tuple[Process, int]:
+async def gateway(
+    stack: AsyncExitStack,
+    folder: Path,
+    nats_url: str,
+    redis_url: str,
+    extra: Mapping[str, str] | None = None,
+) -> tuple[Process, int]:
     """Ready to answer, on the port."""
     port = free_port()
     environ = {
@@ -52,6 +63,7 @@ async def gateway(stack: AsyncExitStack, folder: Path, nats_url: str, redis_url:
         "HEADRACE_REDIS__URL": redis_url,
         "HEADRACE_SECURITY__SECRET": "a secret of this benchmark",
         "HEADRACE_GATEWAY__PORT": str(port),
+        **(extra or {}),
     }
     process = Process("gateway.main", folder / "gateway.log", environ)
     stack.push_async_callback(asyncio.to_thread, process.end)

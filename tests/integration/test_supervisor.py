@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
 import socket
@@ -135,6 +136,23 @@ async def test_what_does_not_stop_is_killed(tmp_path: Path) -> None:
         running.supervisor.ask_to_stop()
     assert task.result() is True
     assert not _is_running(running.supervisor.keepers[0].pid)
+
+
+async def test_what_answers_no_more_is_started_again(tmp_path: Path) -> None:
+    answering = True
+    hangs = dataclasses.replace(part("hangs", SLEEPS, lambda: answering), hang_s=0.2)
+    running = Running(tmp_path, [hangs])
+    async with asyncio.TaskGroup() as group:
+        group.create_task(running.supervisor.run([["worker"]]))
+        await running.until(lambda: running.supervisor.settled)
+        (keeper,) = running.supervisor.keepers
+        first = keeper.pid
+        answering = False
+        await running.until(lambda: running.events.crashes)
+        answering = True
+        await running.until(lambda: keeper.pid != first and keeper.state == "ready")
+        running.supervisor.ask_to_stop()
+    assert [crash[1] for crash in running.events.crashes] == ["was killed by SIGKILL"]
 
 
 async def test_asking_twice_stops_at_once(tmp_path: Path) -> None:

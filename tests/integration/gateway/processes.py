@@ -100,7 +100,8 @@ class Gateway(Process):
             **authentication,
             **(extra or {}),
         }
-        super().__init__("gateway.main", folder / f"gateway-{self.port}.log", environ)
+        module = "deploy.gateways" if "processes" in gateway else "gateway.main"  # as the command chooses
+        super().__init__(module, folder / f"gateway-{self.port}.log", environ)
 
     def wait_until_ready(self) -> None:
         give_up = time.monotonic() + READY_LIMIT_S
