@@ -64,10 +64,6 @@ class LogWriter:
         logprobs = tuple(self._logprobs[start:end]) if self._has_logprobs else None
         return Tokens(fence=self.fence, offset=start, ids=tuple(self.ids[start:end]), logprobs=logprobs)
 
-    def put_back(self, tokens: Tokens) -> None:
-        """These, just taken, were not sent."""
-        self._sent = min(self._sent, tokens.offset)
-
     def confirmed(self, end_offset: int) -> None:
         """The server has stored the message whose last token stands before ``end_offset``, and so
         everything published before it on the same connection."""

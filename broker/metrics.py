@@ -19,6 +19,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from broker.histogram import StepHistogram
+
 # Buckets grow by about 1.5, so that a p99 read from them is off by a quarter at most.
 _FIRST_TOKEN_S = (
     *(0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75),
@@ -51,7 +53,7 @@ class RequestMetrics:
             ["model"],
             buckets=_FIRST_TOKEN_S,
         )
-        self.inter_token_s = Histogram(
+        self.inter_token_s = StepHistogram(
             f"{name}_inter_token_latency_seconds",
             "ITL: time between tokens; of n tokens that come together, each counts an n-th",
             ["model"],
