@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import nats.errors
 
+from broker import metrics
 from broker.connection import Broker
 
 END = b"\r\n"
+LENGTHS = tuple(b"%d\r\n" % length for length in range(256))  # 0.3 us of 0.9 would be formatting them
 
 
 def command_of(subject: str) -> bytes:
@@ -36,7 +38,8 @@ class PublishBatch:
             raise nats.errors.MaxPayloadError
         if reply:
             command += reply.encode() + b" "
-        self._parts += (command, b"%d\r\n" % length, payload, END)
+        told = LENGTHS[length] if length < len(LENGTHS) else b"%d\r\n" % length
+        self._parts += (command, told, payload, END)
         self._messages += 1
         self.size += len(command) + length + 10
 
@@ -45,5 +48,7 @@ class PublishBatch:
         are dropped, as is what was on the wire: ``Broker.on_reconnect`` is when to send them again."""
         parts, self._parts = self._parts, []
         messages, self._messages, self.size = self._messages, 0, 0
-        if messages and self._broker.connected:
+        if not self._broker.connected:
+            metrics.TOKENS_HELD_BACK.inc(messages)
+        elif messages:
             await self._broker.nc.publish_commands(b"".join(parts), messages)
