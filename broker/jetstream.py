@@ -114,7 +114,13 @@ async def publish(
     timeout_s: float = PUBLISH_TRY_S,
 ) -> PubAck:
     """One try. Raises ``ApiError`` (not stored) or ``NoAnswer`` (unknown, unless nobody listens)."""
-    msg = await broker.request(subject, data, timeout_s=timeout_s, headers=headers)
+    return read_ack(await broker.request(subject, data, timeout_s=timeout_s, headers=headers))
+
+
+def read_ack(msg: Msg) -> PubAck:
+    """What JetStream answers to a publish. Raises ``ApiError``: it was not stored."""
+    if not msg.data:  # no responders: no stream takes this subject, or JetStream is off
+        raise ApiError(503, 0, "nothing stores this subject")
     _raise_failure(msg.data)
     return _pub_ack.decode(msg.data)
 

@@ -57,16 +57,14 @@ class LogWriter:
     def take(self) -> Tokens | None:
         """Tokens not yet sent, as one message; what piled up while the publisher was busy is merged, up to
         ``MESSAGE_TOKENS``. More may be left: see ``unsent``."""
-        start = self._sent
-        if start == len(self.ids):
+        start, end = self._sent, len(self.ids)
+        if start == end:
             return None
-        end = self._sent = min(len(self.ids), start + MESSAGE_TOKENS)
-        logprobs = tuple(self._logprobs[start:end]) if self._has_logprobs else None
+        if end - start > MESSAGE_TOKENS:
+            end = start + MESSAGE_TOKENS
+        self._sent = end
+        logprobs = tuple(self._logprobs[start:end]) if self._logprobs and self._has_logprobs else None
         return Tokens(fence=self.fence, offset=start, ids=tuple(self.ids[start:end]), logprobs=logprobs)
-
-    def put_back(self, tokens: Tokens) -> None:
-        """These, just taken, were not sent."""
-        self._sent = min(self._sent, tokens.offset)
 
     def confirmed(self, end_offset: int) -> None:
         """The server has stored the message whose last token stands before ``end_offset``, and so

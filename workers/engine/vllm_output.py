@@ -25,6 +25,8 @@ class Replay:
     def take_off(self, completion: CompletionOutput) -> bool:
         """Strip an output of forced tokens and their log probabilities. False: what came is not what was
         forced, or an end came with it, and the rest would belong to some other response."""
+        if not self._left:
+            return True
         ids = list(completion.token_ids)
         count = min(len(self._left), len(ids))
         if not count:

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+import pytest
+
 from broker.connection import Broker
 from broker.log_writer import LogWriter
 from broker.replylog import ReplyLog
@@ -101,6 +103,49 @@ async def test_a_broker_that_dies_and_comes_back_gets_everything(
             await broker.wait_connected()
             while (await outlet.log.read()).ids != list(range(600)):
                 await asyncio.sleep(0.02)
+
+
+async def test_a_broker_that_lags_gets_fewer_messages(broker: Broker, nats_server: NatsServer) -> None:
+    async with publishing(broker, confirm_interval_s=0.01) as publisher:
+        outlet = await open_outlet(broker, publisher)
+
+        async def generate(first: int, behind: int) -> None:
+            for token in range(first, behind):
+                outlet.writer.append((token,))
+                publisher.mark(outlet)
+                await asyncio.sleep(0.002)
+
+        await generate(0, 50)  # as usual
+        nats_server.pause()
+        await generate(50, 60)
+        nats_server.resume()
+        before = await messages_of(broker, outlet)
+        await generate(60, 80)  # within the lag that the late ack has told of
+        async with asyncio.timeout(10):
+            while (await outlet.log.read()).ids != list(range(80)):
+                await asyncio.sleep(0.01)
+        assert await messages_of(broker, outlet) - before < 20
+
+
+async def test_an_ack_that_never_comes_has_the_tokens_sent_again(
+    broker: Broker, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.publisher.CONFIRM_TIMEOUT_S", 0.1)
+    async with publishing(broker, confirm_interval_s=0.01) as publisher:
+        outlet = await open_outlet(broker, publisher)
+        nats_server.pause()
+        for token in range(3):
+            outlet.writer.append((token,))
+            publisher.mark(outlet)
+            await until(lambda: outlet.writer.unsent == 0)
+        await until(lambda: outlet.confirming)
+        asked_s = outlet.asked_s
+        await until(lambda: outlet.asked_s > asked_s)
+        nats_server.resume()
+        async with asyncio.timeout(10):
+            while (await outlet.log.read()).ids != [0, 1, 2]:
+                await asyncio.sleep(0.01)
+        assert await messages_of(broker, outlet) > 3
 
 
 async def test_closed_outlet_sends_nothing_more(broker: Broker) -> None:

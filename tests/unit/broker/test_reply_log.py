@@ -133,17 +133,6 @@ def test_a_token_without_its_log_probability_keeps_its_place() -> None:
     assert reader.logprobs == [known, TokenLogprobs(-9999.0)]
 
 
-def test_what_was_not_sent_is_put_back_and_nothing_else() -> None:
-    log = LogWriter(Fence(1))
-    log.append([1, 2])
-    assert log.take() is not None
-    log.append([3])
-    last = log.take()
-    assert last is not None
-    log.put_back(last)
-    assert log.take() == last
-
-
 LEADER, HEIR = (ResponseId(f"resp_01JD000000000000000000000{n}") for n in range(2))
 
 

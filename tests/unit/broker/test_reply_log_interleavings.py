@@ -92,12 +92,6 @@ class Interleaving:
         for worker, log in self._running(n):
             worker.publish(log, confirm=k % 2 == 1)
 
-    def output_is_full(self, n: int, _k: int) -> None:
-        for _, log in self._running(n):
-            tokens = log.take()
-            if tokens is not None:
-                log.put_back(tokens)
-
     def miss_an_ack(self, n: int, _k: int) -> None:
         for _, log in self._running(n):
             log.rewind()
@@ -232,7 +226,6 @@ WEIGHTS: dict[Callable[[Interleaving, int, int], None], int] = {
     Interleaving.hand_off: 5,
     Interleaving.crash: 4,
     Interleaving.look_at_the_lease: 2,
-    Interleaving.output_is_full: 4,
     Interleaving.miss_an_ack: 3,
     Interleaving.lose_one: 2,
     Interleaving.duplicate_window_ends: 2,
@@ -332,11 +325,6 @@ class NothingRepairs(NoRewind):
         return msgspec.structs.replace(whole, ids=(), logprobs=None)
 
 
-class ForgetsWhatItPutBack(LogWriter):
-    def put_back(self, tokens: Tokens) -> None:
-        pass
-
-
 class UnconditionalTerminals(Stream):
     def accepts(self, request: Request) -> bool:
         return isinstance(request.message, Finished | Failed) or super().accepts(request)
@@ -353,7 +341,6 @@ BROKEN = {
     "reader: counts what is not there": Parts(reader=CountsWhatIsNotThere),
     "writer: no rewind": Parts(writer=NoRewind),
     "writer: nothing repairs": Parts(writer=NothingRepairs),
-    "writer: forgets what it put back": Parts(writer=ForgetsWhatItPutBack),
     "stream: unconditional terminals": Parts(stream=UnconditionalTerminals),
     "claim: not read to its own Started": Parts(reads_to_own_started=False),
 }
