@@ -81,8 +81,8 @@ def is_place(event: Event) -> bool:
 
 
 def check_whole(events: Sequence[Event], text: str) -> None:
-    """Every event once, in order, from the first to the one terminal event; the place in the queue as often as
-    it is told."""
+    """Every event once, in order, from the first to the one terminal event; the place in the queue as often
+    as it is told."""
     once = [
         event for at, event in enumerate(events) if not (at and is_place(event) and is_place(events[at - 1]))
     ]
