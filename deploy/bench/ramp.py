@@ -54,7 +54,7 @@ def _beyond(at: Step, next_: Step) -> str:
 
 class Search:
     """An automatic ramp: the load is doubled from ``first`` on until it is well past the knee, then tried
-    once more on either side of it."""
+    once more on either side of it; not so where responses were left unfinished, which would weigh on that."""
 
     def __init__(self, first: Load) -> None:
         self._next: list[Load] = [first]
@@ -78,7 +78,7 @@ class Search:
         past = not kept_up(step) or power(step) < _WELL_PAST * best
         if past or len(self._steps) > _MOST_DOUBLINGS:
             self._refining = True
-            self._next = self._around_the_best()
+            self._next = [] if step.responses.unfinished else self._around_the_best()
         else:
             self._next = [with_value(step.load, step.load.value * 2)]
 

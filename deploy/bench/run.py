@@ -46,15 +46,21 @@ class Run:
 def run(what: Run, command: Sequence[str]) -> bool:
     """Prints the result on stdout, and how it goes on stderr. Whether anything was completed. Raises
     ``BenchError``, and ``OSError`` where a result cannot be written."""
+    for file in (what.json_file, what.html_file):
+        if file is not None:
+            file.open("ab").close()  # said now, and not when a long measurement is over
     began = datetime.now(UTC)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        steps = runner.run(_steps(what))
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            steps = runner.run(_steps(what))
+    except asyncio.CancelledError:
+        raise BenchError("stopped at once by a second Ctrl-C") from None
     report = report_of(what.plan, steps, began=began, title=what.title, command=command)
+    table.show(report, Console(width=None if sys.stdout.isatty() else _FILE_WIDTH, highlight=False))
     if what.json_file is not None:
         what.json_file.write_bytes(as_json(report))
     if what.html_file is not None:
         what.html_file.write_text(as_html(report))
-    table.show(report, Console(width=None if sys.stdout.isatty() else _FILE_WIDTH, highlight=False))
     return any(step.responses.completed for step in steps)
 
 

@@ -1,5 +1,4 @@
-"""A WebSocket with one response at a time (RFC 6455), read by ``frames``. Must not know what events mean.
-{CPU}"""
+"""A WebSocket with one response at a time (RFC 6455), read by ``frames``. Must not know what events mean."""
 
 from __future__ import annotations
 

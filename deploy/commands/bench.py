@@ -103,5 +103,5 @@ def command(**given: Any) -> None:
     except BenchError as error:
         raise CommandError(str(error)) from error
     except OSError as error:
-        raise CommandError(f"{error.filename}: {error.strerror}") from error
+        raise CommandError(f"{error.filename or 'the result'}: {error.strerror}") from error
     sys.exit(0 if completed else 1)

@@ -70,6 +70,7 @@ def test_the_key_comes_from_the_environment_or_a_file(
         (["--key-file", "/nowhere"], "--key-file: /nowhere: No such file"),
         (["gopher://x"], "gopher://x is not an address"),
         (["--prompts", "/nowhere"], "/nowhere: No such file"),
+        (["--html", "/no/such/folder/r.html"], "/no/such/folder/r.html: No such file"),
     ],
 )
 def test_a_refusal_is_one_line_that_names_its_option(words: list[str], told: str) -> None:

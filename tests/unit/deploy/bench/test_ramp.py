@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from deploy.bench.plan import Load
@@ -71,6 +72,15 @@ def test_a_search_of_rates_goes_on_until_it_is_past_the_knee() -> None:
     knee = knee_of(steps)
     assert knee is not None
     assert knee.step == 7  # half of what it can do, as theory has it for this server
+
+
+def test_what_was_left_unfinished_ends_the_search() -> None:
+    search = Search(ClosedLoop(1))
+    search.measured(served(next(search), slots=4))
+    left = step(next(search), 9, 9, completed=50)
+    responses = msgspec.structs.replace(left.responses, refused=0, unfinished=50)
+    search.measured(msgspec.structs.replace(left, responses=responses))
+    assert list(search) == []
 
 
 def test_a_server_that_answers_nothing_ends_the_search() -> None:
