@@ -192,7 +192,7 @@ def main() -> int:
     parser.add_argument("--tries", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(width=120, highlight=False)
     if args.ceiling:
         results = asyncio.run(ceiling(args.ceiling, args.inter_token_ms, args.streams, args.tries))
     else:
