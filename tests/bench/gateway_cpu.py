@@ -53,6 +53,7 @@ class Case:
 def cases(seconds: float) -> list[Case]:
     paced = int(seconds * 100)
     return [
+        Case("paced 10 ms, alone", "ws", 1, 10, 1, paced),
         *(Case("paced 10 ms, un-merged", surface, 128, 10, 1, paced) for surface in ("ws", "sse", "chat")),
         *(Case("flood, un-merged", surface, 128, 0, 1, 4 * paced) for surface in ("ws", "sse")),
         *(Case("flood, 8 a message", surface, 128, 0, 8, 16 * paced) for surface in ("ws", "sse")),
