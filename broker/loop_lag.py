@@ -16,21 +16,23 @@ log = logging.getLogger(__name__)
 
 PERIOD_S = 0.05  # what blocks for longer is always seen, with up to so much of it missing
 TELL_EVERY_S = 30.0
+START_S = 10.0  # while a process starts nobody waits for it: no line
 
 
 class Lateness:
     """What is worth a line in the log: the first time at once, then what has come together since. Pure.
-    ``limit_s`` 0: nothing is."""
+    ``limit_s`` 0: nothing is, nor before ``from_s``."""
 
-    def __init__(self, limit_s: float) -> None:
+    def __init__(self, limit_s: float, from_s: float) -> None:
         self._limit_s = limit_s
-        self._told_at_s = -TELL_EVERY_S
+        self._from_s = from_s
+        self._told_at_s = from_s - TELL_EVERY_S
         self._count = 0
         self._worst_s = 0.0
 
     def note(self, late_s: float, now_s: float) -> tuple[int, float] | None:
         """How often it was late since the last line, and the worst of that in seconds; None: not now."""
-        if self._limit_s and late_s >= self._limit_s:
+        if self._limit_s and late_s >= self._limit_s and now_s >= self._from_s:
             self._count += 1
             self._worst_s = max(self._worst_s, late_s)
         if not self._count or now_s - self._told_at_s < TELL_EVERY_S:
@@ -45,7 +47,7 @@ class LoopLag:
 
     def __init__(self, warn_ms: float) -> None:
         self._warn_ms = warn_ms
-        self._lateness = Lateness(warn_ms / 1000)
+        self._lateness = Lateness(warn_ms / 1000, time.monotonic() + START_S)
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._due_s = 0.0

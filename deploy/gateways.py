@@ -23,6 +23,7 @@ from broker.process import set_up_logging
 from broker.settings import ConfigError
 from deploy.parts import Part
 from deploy.supervisor import Keeper, Supervisor
+from gateway.certificate import certificate_of
 from gateway.main import refuse_open_host
 from gateway.server import hold_port
 from gateway.siblings import Place, lives
@@ -38,6 +39,7 @@ def run(config: Config) -> int:
     set_up_logging("gateway", config.logging)
     try:
         refuse_open_host(config)
+        certificate_of(config.gateway)  # what none of them could use is told once, and before they start
         held = hold_port(config.gateway)
     except (ConfigError, PortUnavailable) as error:
         log.error("%s", error)

@@ -210,7 +210,7 @@ class InFlight:
         return self._entry_of(entry.live) is entry
 
     def _entry_of(self, live: Live) -> Entry | None:
-        entry = self._entries.get(live.response_id)
+        entry = self._entries.get(live.job.response)
         return entry if entry is not None and entry.live is live else None
 
     # -- what the logs bring ------------------------------------------------------------------------

@@ -67,7 +67,7 @@ async def metrics_of_all(place: Place) -> bytes:
     answers = await asyncio.gather(*(_ask(place.socket_of(number), _METRICS) for number in others))
     told: dict[int, str | None] = {place.number: _own_metrics()}
     for number, answer in zip(others, answers, strict=True):
-        told[number] = answer.decode() if answer else None
+        told[number] = answer.decode() if answer.endswith(b"\n") else None  # else it broke off
     return merged(told).encode()
 
 

@@ -125,6 +125,7 @@ class Front:
             reader.lose(_going())
         for socket in self.sockets:
             self._tell(socket)
+        await asyncio.sleep(0)  # they say goodbye in their tasks, before the server hangs up on the others
 
     def _tell(self, socket: Socket) -> None:
         if self._gone_at_s is not None:

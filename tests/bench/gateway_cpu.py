@@ -53,6 +53,7 @@ class Case:
 def cases(seconds: float) -> list[Case]:
     paced = int(seconds * 100)
     return [
+        Case("paced 10 ms, alone", "ws", 1, 10, 1, paced),
         *(Case("paced 10 ms, un-merged", surface, 128, 10, 1, paced) for surface in ("ws", "sse", "chat")),
         *(Case("flood, un-merged", surface, 128, 0, 1, 4 * paced) for surface in ("ws", "sse")),
         *(Case("flood, 8 a message", surface, 128, 0, 8, 16 * paced) for surface in ("ws", "sse")),
@@ -192,7 +193,7 @@ def main() -> int:
     parser.add_argument("--tries", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(width=120, highlight=False)
     if args.ceiling:
         results = asyncio.run(ceiling(args.ceiling, args.inter_token_ms, args.streams, args.tries))
     else:

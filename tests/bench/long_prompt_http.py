@@ -25,7 +25,7 @@ from rich.table import Table
 from tests.bench.layout import gateway, servers, sim_worker
 from tests.integration.conftest import free_port
 
-WORDS = "The quick brown fox jumps over the lazy dog. "
+WORDS = "it was on are as with they at be this "  # each a token of the simulated engine's
 LAG = "headrace_event_loop_lag_seconds_bucket"
 BODY_BYTES = 4 << 20
 
@@ -90,7 +90,7 @@ async def _finished(readers: asyncio.subprocess.Process) -> dict[str, Any]:
 
 async def _ask(port: int, words: int) -> tuple[float, int]:
     """Seconds until it was answered, and the tokens that it was."""
-    body = {"input": WORDS * (words // 9) + str(time.time()), "max_output_tokens": 1, "ignore_eos": True}
+    body = {"input": WORDS * (words // 10) + str(time.time()), "max_output_tokens": 1, "ignore_eos": True}
     began_s = time.perf_counter()
     async with httpx.AsyncClient(timeout=60) as http:
         answer = await http.post(f"http://127.0.0.1:{port}/v1/responses", json=body)
@@ -131,7 +131,7 @@ def show(figures: dict[str, Any], console: Console) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.long_prompt_http", description=__doc__)
-    parser.add_argument("--words", type=int, default=90_000)
+    parser.add_argument("--words", type=int, default=100_000)
     parser.add_argument("--prompts", type=int, default=5)
     parser.add_argument("--pause-s", type=float, default=1.0)
     parser.add_argument("--streams", type=int, default=16)

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 
@@ -135,6 +136,30 @@ except asyncio.CancelledError:
     out, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
     assert "stopped" in out
+
+
+def test_how_late_the_event_loop_is_can_be_seen() -> None:
+    body = """import time
+serving = asyncio.create_task(metrics.serve_http(
+    "127.0.0.1", 0, lambda: (True, ""), on_listening=lambda port: print(port, flush=True)))
+await asyncio.sleep(0.2)
+time.sleep(0.4)
+await shutdown.requested.wait()
+serving.cancel()
+await asyncio.wait({serving})"""
+    process = start(body)
+    assert process.stdout is not None
+    url = f"http://127.0.0.1:{int(process.stdout.readline())}/metrics"
+    name, seen = "headrace_event_loop_lag_seconds", {}
+    give_up_s = time.monotonic() + 30
+    while seen.get(f"{name}_count", 0.0) == seen.get(f'{name}_bucket{{le="0.3"}}', 0.0):
+        assert time.monotonic() < give_up_s, seen
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        pairs = (line.rsplit(" ", 1) for line in lines if line.startswith(name))
+        seen = {sample: float(value) for sample, value in pairs}
+    process.send_signal(signal.SIGTERM)
+    assert finish(process)[0] == 0
 
 
 def test_a_port_that_is_taken_is_a_clear_error() -> None:

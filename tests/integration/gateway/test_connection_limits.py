@@ -24,8 +24,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from starlette.types import Receive, Scope, Send
 
 from gateway.certificate import Certificate, certificate_of
-from gateway.connection_limits import MAX_FRAGMENTS
 from gateway.server import bind, make_server
+from gateway.websocket_protocol import MAX_FRAGMENTS
 from schemas.config import Gateway as GatewaySection
 from tests.integration.conftest import NatsServer, RedisServer
 from tests.integration.gateway.processes import Gateway, gateway, worker

@@ -20,16 +20,21 @@ from tests.integration.conftest import NatsServer, RedisServer
 from tests.integration.gateway.processes import Gateway, Process, gateway
 
 LIMIT_S = 30
-COUNT = 3
+COUNT = 2
 MOST_SOCKETS = 200  # the kernel deals connections by hash: by then every process has one
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def shared(
-    shared_nats_server: NatsServer, shared_redis_server: RedisServer, sim_worker: Process, tmp_path: Path
+    shared_nats_server: NatsServer,
+    shared_redis_server: RedisServer,
+    sim_worker: Process,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Gateway]:
-    with gateway(shared_nats_server, shared_redis_server, tmp_path, processes=COUNT) as running:
-        wait_until(lambda: "gateway-3 (pid" in running.output and len(up(running)) == COUNT, "all are up")
+    """The last test ends it."""
+    folder = tmp_path_factory.mktemp("shared")
+    with gateway(shared_nats_server, shared_redis_server, folder, processes=COUNT) as running:
+        wait_until(lambda: len(up(running)) == COUNT, "all are up")
         yield running
 
 
@@ -101,6 +106,16 @@ def test_one_that_is_killed_is_started_again_and_the_port_stays_open(shared: Gat
         assert 0 < lost < len(sockets)
 
 
+def test_a_port_that_is_shared_is_not_free_for_another(shared: Gateway, tmp_path: Path) -> None:
+    environ = {"HEADRACE_GATEWAY__PORT": str(shared.port), "HEADRACE_GATEWAY__PROCESSES": "2"}
+    other = Process("deploy.gateways", tmp_path / "other.log", environ)
+    try:
+        assert other.wait() == 1
+    finally:
+        other.end()
+    assert f"cannot listen on 127.0.0.1:{shared.port}" in other.output
+
+
 def test_all_are_drained_and_say_so(shared: Gateway) -> None:
     with contextlib.ExitStack() as stack:
         sockets = connect_to_all(shared, stack)
@@ -116,18 +131,11 @@ def test_all_are_drained_and_say_so(shared: Gateway) -> None:
     assert "Traceback" not in shared.output
 
 
-def test_none_outlives_its_parent(shared: Gateway) -> None:
-    processes = children(shared.pid)
-    assert len(processes) == COUNT
-    shared.kill()
-    wait_until(lambda: not [pid for pid in processes if is_running(pid)], "all are gone")
-
-
-def test_a_port_that_is_shared_is_not_free_for_another(shared: Gateway, tmp_path: Path) -> None:
-    environ = {"HEADRACE_GATEWAY__PORT": str(shared.port), "HEADRACE_GATEWAY__PROCESSES": "2"}
-    other = Process("deploy.gateways", tmp_path / "other.log", environ)
-    try:
-        assert other.wait() == 1
-    finally:
-        other.end()
-    assert f"cannot listen on 127.0.0.1:{shared.port}" in other.output
+def test_none_outlives_its_parent(
+    shared_nats_server: NatsServer, shared_redis_server: RedisServer, sim_worker: Process, tmp_path: Path
+) -> None:
+    with gateway(shared_nats_server, shared_redis_server, tmp_path, processes=COUNT) as running:
+        wait_until(lambda: len(children(running.pid)) == COUNT, "all are started")
+        processes = children(running.pid)
+        running.kill()
+        wait_until(lambda: not any(map(is_running, processes)), "all are gone")

@@ -6,7 +6,7 @@ from broker.loop_lag import TELL_EVERY_S, Lateness
 
 
 def test_the_first_time_is_told_at_once_and_what_follows_together() -> None:
-    lateness = Lateness(0.25)
+    lateness = Lateness(0.25, from_s=0.0)
     assert lateness.note(0.1, 1.0) is None
     assert lateness.note(0.3, 2.0) == (1, 0.3)
     assert lateness.note(0.9, 3.0) is None
@@ -16,4 +16,11 @@ def test_the_first_time_is_told_at_once_and_what_follows_together() -> None:
 
 
 def test_zero_is_never_told() -> None:
-    assert Lateness(0.0).note(100.0, 1.0) is None
+    assert Lateness(0.0, from_s=0.0).note(100.0, 1.0) is None
+
+
+def test_a_start_is_not_told() -> None:
+    lateness = Lateness(0.25, from_s=10.0)
+    assert lateness.note(5.0, 9.0) is None
+    assert lateness.note(0.0, 11.0) is None
+    assert lateness.note(0.5, 12.0) == (1, 0.5)
