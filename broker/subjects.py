@@ -6,6 +6,7 @@
     hr.live.…                                       the same messages, republished as they are stored
     hr.cancel.<response>                            core: look at your lease now
     hr.attend.<response>                            core: a client follows it, at the gateway of the payload
+    hr.attend.<gateway>                             core: its own voice, by which it knows that it hears
     hr.erased.<response>                            core: it is deleted, forget what you keep of it
     hr.worker.<id>.ping                             core: are you there?
     hr.dead.<model>.<response>                      dead letters (stream DEAD)
@@ -96,6 +97,10 @@ def cancel(response: ResponseId) -> str:
 
 def attend(response: ResponseId) -> str:
     return f"hr.attend.{response}"
+
+
+def own_voice(gateway: GatewayId) -> str:
+    return f"hr.attend.{gateway}"
 
 
 def erased(response: ResponseId) -> str:

@@ -75,14 +75,19 @@ def _with_effort(generation: Generation, manner: Manner) -> tuple[tuple[str, str
 
 
 def forcing_schema(generation: Generation) -> str:
-    """JSON Schema of the answer: the arguments of the named tool, or a list of calls (as in vLLM)."""
+    """JSON Schema of the answer: the arguments of the named tool, or a list of calls (as in vLLM).
+    Raises ``unsupported_parameter``."""
     schemas = [(tool.name, tool.schema()) for tool in generation.tools if _callable(generation, tool)]
     if generation.tool_choice == "named":
         return msgspec.json.encode(schemas[0][1]).decode()
     definitions: dict[str, Any] = {}
     calls = []
     for name, schema in schemas:
-        definitions |= schema.pop("$defs", {})
+        for shared, definition in schema.pop("$defs", {}).items():
+            if definitions.setdefault(shared, definition) != definition:
+                raise _unsupported(
+                    "tools", f"two of them define {shared!r} in $defs, differently: rename one"
+                )
         calls.append(
             {
                 "type": "object",

@@ -10,25 +10,21 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 from broker import metrics
 from broker.connection import Broker
 from broker.follow import LogFollower
 from broker.jetstream import ApiError
 from gateway import closer
-from gateway.admission import Ticket
 from gateway.attendance import Attendance
 from gateway.background import Background
-from gateway.conversation import Opened
-from gateway.feed import Feed
+from gateway.entry import Accepted, Entry
 from gateway.live import Live, now_ms
-from gateway.meter import Meter
 from gateway.tokenizer import ChatTokenizer
 from gateway.watcher import Watcher
 from schemas.config import Gateway
 from schemas.errors import HeadraceError
-from schemas.ids import GatewayId, ResponseId, WorkerId
+from schemas.ids import GatewayId, ResponseId
 from schemas.job import Job
 from schemas.reply import Closed, Handoff, Joined, Parted, ReplyMessage, Started, Tokens
 
@@ -37,35 +33,6 @@ log = logging.getLogger(__name__)
 CATCH_UP_LIMIT_S = 15.0
 READERS = 8  # logs that are read at once
 LOOKED_AT_S = 10.0  # another gateway's response that nobody follows is kept for so long
-
-
-@dataclass(slots=True, eq=False)
-class Accepted:
-    """What this gateway keeps of a response that it accepted itself."""
-
-    opened: Opened
-    tokenizer: ChatTokenizer
-    meter: Meter
-    ticket: Ticket
-
-
-@dataclass(slots=True, eq=False)
-class Entry:
-    """``accepted`` None: another gateway's response, which ``following`` brings. ``settled``: its job is
-    stored and its log ``read`` up to now, its leader's too, or it was removed. ``grace``: set while it has no
-    client, until the time is up."""
-
-    live: Live
-    accepted: Accepted | None = None
-    worker: WorkerId | None = None  # who writes it now
-    had_client: bool = False
-    closing: bool = False
-    read: bool = False
-    deadline: asyncio.TimerHandle | None = None
-    grace: asyncio.TimerHandle | None = None
-    following: asyncio.Task[None] | None = None
-    feed: Feed | None = None  # of a response that it joined
-    settled: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class InFlight:
@@ -132,7 +99,7 @@ class InFlight:
             self._followers = None
             self._broker.off_reconnect(self._reconnected)
             for entry in self._entries.values():
-                _stop_timers(entry)
+                entry.stop_timers()
 
     # -- coming and going ---------------------------------------------------------------------------
 
@@ -229,7 +196,7 @@ class InFlight:
         del self._entries[live.response_id]
         self._followed -= entry.accepted is None
         self._watcher.over(live.response_id)
-        _stop_timers(entry)
+        entry.stop_timers()
         if live.end is None:
             live.lose(why or _unreadable())
         entry.settled.set()
@@ -362,11 +329,20 @@ class InFlight:
         if entry.accepted is None and not entry.had_client:
             self._remove(entry)  # it was only looked at
             return
+        self._background.spawn(self._close_deserted(entry), f"desert {live.response_id}")
+
+    async def _close_deserted(self, entry: Entry) -> None:
+        live = entry.live
 
         def deserted() -> bool:  # who came back, or was heard of elsewhere, has stopped or set the time
             return live.end is None and not live.attended and entry.grace is None
 
-        self._close_soon(entry, Closed(reason="cancelled"), needed=deserted)
+        heard_all = await self._attendance.hears()
+        if self.is_live(entry) and deserted():
+            if heard_all:
+                self._close_soon(entry, Closed(reason="cancelled"), needed=deserted)
+            else:  # as good as without the broker
+                self._set_grace(entry)
 
     def _deadline_passed(self, entry: Entry) -> None:
         closed = Closed(reason="deadline", code="deadline_exceeded")
@@ -392,9 +368,3 @@ class InFlight:
 
 def _unreadable() -> HeadraceError:
     return HeadraceError("broker_unavailable", "The response cannot be read right now; try again.")
-
-
-def _stop_timers(entry: Entry) -> None:
-    for timer in (entry.deadline, entry.grace):
-        if timer is not None:
-            timer.cancel()

@@ -16,9 +16,9 @@ from broker.jetstream import ApiError
 from broker.jobs import enqueue_held
 from broker.replylog import ReplyLog
 from gateway.background import Background
+from gateway.entry import Entry
 from gateway.feed import Feed
 from gateway.generation import Ended
-from gateway.in_flight import Entry
 from gateway.live import Live
 from gateway.response_cache import ResponseCache
 from gateway.sharing import free_usage

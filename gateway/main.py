@@ -14,6 +14,7 @@ from gateway.api.app import build
 from gateway.api.front import Front
 from gateway.api.guard import is_loopback
 from gateway.auth.door import Door
+from gateway.certificate import certificate_of
 from gateway.pipeline import Pipeline
 from gateway.server import bind, make_server, raise_file_limit
 from schemas.config import Config
@@ -42,10 +43,16 @@ async def serve(config: Config, shutdown: Shutdown) -> None:
             pipeline = Pipeline(config, broker, redis)
             front = Front(pipeline, config.gateway)
             door = Door(config, broker) if config.auth.methods else None
-            server = make_server(build(front, door), config.gateway)
+            certificate = certificate_of(config.gateway)
+            tls = None if certificate is None else certificate.context
+            server = make_server(build(front, door), config.gateway, tls)
             async with asyncio.TaskGroup() as tasks:
-                door_task = await _open_door(door, tasks)
-                pipeline_task = tasks.create_task(pipeline.run(), name="pipeline")
+                beside = [tasks.create_task(pipeline.run(), name="pipeline")]
+                if door is not None:  # who has a key is let in from the first moment on
+                    beside.append(tasks.create_task(door.run(), name="door"))
+                    await door.ready.wait()
+                if certificate is not None:
+                    beside.append(tasks.create_task(certificate.keep_fresh(), name="certificate"))
                 server_task = tasks.create_task(server.serve([listener]), name="server")
                 host, port = listener.getsockname()[:2]
                 scheme = "https" if config.gateway.tls_cert else "http"
@@ -54,22 +61,12 @@ async def serve(config: Config, shutdown: Shutdown) -> None:
                 await front.drain()
                 server.should_exit = True
                 await server_task
-                pipeline_task.cancel()
-                if door_task is not None:
-                    door_task.cancel()
+                for task in beside:
+                    task.cancel()
         finally:
             await redis.aclose()
             await broker.close()
     log.info("stopped")
-
-
-async def _open_door(door: Door | None, tasks: asyncio.TaskGroup) -> asyncio.Task[None] | None:
-    """Who has a key is let in from the first moment on."""
-    if door is None:
-        return None
-    task = tasks.create_task(door.run(), name="door")
-    await door.ready.wait()
-    return task
 
 
 def refuse_open_host(config: Config) -> None:

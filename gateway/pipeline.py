@@ -29,9 +29,10 @@ from gateway.catalog import Catalog, ModelCard
 from gateway.context import NOTHING, is_deleted
 from gateway.conversation import Conversations, Opened
 from gateway.ended import EndedResponses
+from gateway.entry import Accepted, Entry
 from gateway.erasure import Erased
 from gateway.generation import Generation
-from gateway.in_flight import Accepted, Entry, InFlight
+from gateway.in_flight import InFlight
 from gateway.jobs import make_job, request_digest
 from gateway.joining import Joining
 from gateway.live import Live

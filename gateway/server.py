@@ -13,7 +13,6 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from broker.metrics import PortUnavailable
-from broker.settings import ConfigError
 from gateway.connection_limits import http_protocol, websocket_protocol
 from schemas.config import Gateway
 
@@ -63,9 +62,7 @@ def bind(config: Gateway) -> socket.socket:
     return listener
 
 
-def make_server(app: ASGIApp, config: Gateway) -> EmbeddedServer:
-    """Raises ``ConfigError``: a certificate that cannot be used."""
-    certificate = _certificate(config)
+def make_server(app: ASGIApp, config: Gateway, tls: ssl.SSLContext | None = None) -> EmbeddedServer:
     logging.getLogger("uvicorn.error").addFilter(_CLIENT_NOISE)
     return EmbeddedServer(
         uvicorn.Config(
@@ -85,22 +82,9 @@ def make_server(app: ASGIApp, config: Gateway) -> EmbeddedServer:
             timeout_keep_alive=config.keep_alive_s,  # type: ignore[arg-type]  # annotated int, used as seconds
             proxy_headers=bool(config.trusted_proxies),  # by itself it would believe anyone on this machine
             forwarded_allow_ips=list(config.trusted_proxies),
-            ssl_context_factory=(lambda _config, _default: certificate) if certificate else None,
+            ssl_context_factory=None if tls is None else lambda _config, _default: tls,
         )
     )
-
-
-def _certificate(config: Gateway) -> ssl.SSLContext | None:
-    if not (config.tls_cert or config.tls_key):
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)  # TLS 1.2 at least
-    context.set_alpn_protocols(["http/1.1"])
-    try:
-        context.load_cert_chain(config.tls_cert, config.tls_key or None)
-    except (OSError, ssl.SSLError) as error:
-        problem = f"gateway.tls_cert, gateway.tls_key: {config.tls_cert}, {config.tls_key}: {error}"
-        raise ConfigError(problem) from None
-    return context
 
 
 def raise_file_limit(connections: int) -> None:

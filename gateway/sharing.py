@@ -18,7 +18,7 @@ from broker import metrics
 from gateway.acceptance import Opening
 from gateway.background import Background
 from gateway.cache_key import CacheWish, may_share
-from gateway.in_flight import Entry
+from gateway.entry import Entry
 from gateway.redis_health import RedisHealth
 from gateway.response_cache import CLAIM_S, Answer, Claimed, Led, ResponseCache
 from schemas.config import Cache

@@ -30,7 +30,7 @@ async def create(front: Front, request: Request) -> Response:
     _, structure = of_chat_fields(chat)
 
     def to_generations(**about: Any) -> list[Generation]:
-        return siblings(chat_generation(chat, **about), chat.choices)
+        return siblings([chat_generation(chat, **about)], chat.choices)
 
     return await generate_choices(
         front,
@@ -49,11 +49,12 @@ async def _answer(front: Front, chat: ChatCompletion, lives: list[Live]) -> chat
     for i, live in enumerate(lives):
         assert live.end is not None
         wholes.append(await _choice(front, chat, live))
-        used = tally.add(i, live.end.usage)
+        used = tally.add(i, live.end)
     assert used is not None
-    thoughts = sum(live.end.reasoning_tokens for live in lives if live.end is not None)
     choices = [msgspec.structs.replace(whole.choices[0], index=i) for i, whole in enumerate(wholes)]
-    return msgspec.structs.replace(wholes[0], choices=choices, usage=chat_events.usage(used, thoughts))
+    return msgspec.structs.replace(
+        wholes[0], choices=choices, usage=chat_events.usage(used, tally.reasoning_tokens)
+    )
 
 
 async def _choice(front: Front, chat: ChatCompletion, live: Live) -> chat_events.ChatCompletion:

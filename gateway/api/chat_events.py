@@ -254,11 +254,11 @@ class ChatChunks:
         if reason is None:
             return b"data: " + http_body(failure(end, self._structure)) + b"\n\n" + DONE
         frames = self._role() + self._choice(Delta(), reason)
-        used = self._tally.add(self._index, end.usage)
+        used = self._tally.add(self._index, end)
         if used is None:
             return frames
         if self._include_usage:
-            frames += self._chunk([], usage(used, end.reasoning_tokens))
+            frames += self._chunk([], usage(used, self._tally.reasoning_tokens))
         return frames + DONE
 
     def _role(self) -> bytes:

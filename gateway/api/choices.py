@@ -33,16 +33,18 @@ _SEEDS = 1 << 64
 _BAD = ("failed", "cancelled")
 
 
-def siblings(generation: Generation, count: int) -> list[Generation]:
-    """``count`` that differ in their seeds only, if one is given: they do not depend on each other."""
+def siblings(generations: Sequence[Generation], count: int) -> list[Generation]:
+    """``count`` of each. Those of one differ in their seeds only, if one is given: they do not depend on
+    each other."""
     return [
         replace(
             generation,
             sampling=_seeded(generation.sampling, i),
-            sibling=(i, count),
+            sibling=(nth * count + i, len(generations) * count),
             # asked for several answers, nobody wants the same one again
             cache="off" if i and generation.cache == "on" else generation.cache,
         )
+        for nth, generation in enumerate(generations)
         for i in range(count)
     ]
 
@@ -124,16 +126,18 @@ def usage_so_far(live: Live) -> Usage:
 
 class Tally:
     """The usage of all choices. A prompt counts once, however many choices it has, as at OpenAI; of its
-    siblings the first tells what was cached."""
+    siblings the first tells what was cached. ``reasoning_tokens``: of those that have ended."""
 
     def __init__(self, responses: int, *, choices: int) -> None:
         self._waiting = responses
         self._choices = choices
         self._sum = Usage()
+        self.reasoning_tokens = 0
 
-    def add(self, index: int, usage: Usage) -> Usage | None:
+    def add(self, index: int, end: Ended) -> Usage | None:
         """The sum, once all have ended."""
-        first = index % self._choices == 0
+        usage, first = end.usage, index % self._choices == 0
+        self.reasoning_tokens += end.reasoning_tokens
         self._sum = Usage(
             prompt_tokens=self._sum.prompt_tokens + (usage.prompt_tokens if first else 0),
             cached_tokens=self._sum.cached_tokens + (usage.cached_tokens if first else 0),

@@ -30,8 +30,7 @@ async def create(front: Front, request: Request) -> Response:
     _, structure = of_chat_fields(asked)
 
     def to_generations(**about: Any) -> list[Generation]:
-        prompts = completion_generations(asked, **about)
-        return [one for prompt in prompts for one in siblings(prompt, asked.choices)]
+        return siblings(completion_generations(asked, **about), asked.choices)
 
     return await generate_choices(
         front,
@@ -51,7 +50,7 @@ async def _answer(asked: Completion, lives: list[Live]) -> completions_events.Co
         assert live.end is not None
         shown = partial(choice, live, i, before[i], _spell(asked, live))
         choices.append(await off_loop(live, [live.end], shown))
-        used = tally.add(i, live.end.usage)
+        used = tally.add(i, live.end)
     assert used is not None
     return completions_events.completion(lives[0], choices, usage(used))
 

@@ -128,7 +128,7 @@ class CompletionChunks:
         if reason is None:
             return b"data: " + http_body(failure(end, self._structure)) + b"\n\n" + DONE
         frames = self._frame(Choice(index=self._index, text=self._before, finish_reason=reason))
-        used = self._tally.add(self._index, end.usage)
+        used = self._tally.add(self._index, end)
         if used is None:
             return frames
         if self._include_usage:

@@ -53,13 +53,15 @@ def manner_of(template: str, probe: Callable[[dict[str, bool]], str]) -> Manner:
 
 
 def _tool_format(template: str) -> str:
+    """Empty rather than a guess: what is read in the wrong way would reach the client as text."""
     if "[TOOL_CALLS]" in template:
         return "mistral"
     if "<tool_call>" in template:
-        return "hermes"
+        return "" if "<arg_key>" in template else "hermes"  # GLM's look alike, and are another format
     if "<|python_start|>" in template or re.search(r"\[func_name1\(", template):
         return "pythonic"
-    return "llama" if "<|python_tag|>" in template or '"parameters": ' in template else ""
+    llama = "<|start_header_id|>" in template or "<|header_start|>" in template
+    return "llama" if "<|python_tag|>" in template or (llama and '"parameters": ' in template) else ""
 
 
 def thinking_at(prompt: str, expected: str) -> str:

@@ -28,6 +28,7 @@ const sessions = new Sessions(url, new Conversations(local), [tab, local], {
   token: () => token,
   changed: draw,
   state: connectionChanged,
+  forget,
   notice: (error) => error.code !== "invalid_api_key" && view.drawNotice(error), // that is the dialog's to tell
 })
 const view = new View({
@@ -117,11 +118,24 @@ function signIn(given) {
   composer.focus()
 }
 
+const authorization = () => (token === null ? {} : { authorization: `Bearer ${token}` })
+
+/** What cannot be deleted now is gone when its time is over. */
+async function forget(responseIds) {
+  const gone = responseIds.map(async (id) => {
+    const answer = await fetch(`/v1/responses/${encodeURIComponent(id)}`, { method: "DELETE", headers: authorization() })
+    return answer.ok || answer.status === 404
+  })
+  const outcomes = await Promise.allSettled(gone)
+  if (outcomes.every(({ value }) => value)) return
+  view.drawNotice({ message: "Deleted here. The service could not be told, and forgets it by itself within a day." })
+}
+
 /** A gateway may be up before the first worker is, so an empty list is asked for again. */
 async function loadModels() {
   let ids = []
   try {
-    const answer = await fetch("/v1/models", { headers: token === null ? {} : { authorization: `Bearer ${token}` } })
+    const answer = await fetch("/v1/models", { headers: authorization() })
     if (answer.ok) ids = (await answer.json()).data.map((model) => model.id)
   } catch (error) {
     if (!(error instanceof TypeError)) throw error // TypeError: the network failed, and the socket will say so

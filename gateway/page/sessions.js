@@ -17,7 +17,7 @@ export class Sessions {
   #running = new Map() // chat -> {answer, request}: the client's side of chat.active
   current
 
-  /** `on`: {changed(), state(connection), notice(error), token()}; the last as for HeadraceClient. */
+  /** `on`: {changed(), state(connection), notice(error), token(), forget(responseIds)}; `token` as for HeadraceClient. */
   constructor(url, conversations, kept, on) {
     this.#url = url
     this.#conversations = conversations
@@ -75,14 +75,17 @@ export class Sessions {
     }
   }
 
-  /** An answer under way in it is cancelled. */
+  /** An answer under way in it is cancelled, and the service is told to forget them all. */
   delete(id) {
+    const shown = [this.current, ...this.#running.keys()].find((chat) => chat.id === id)
+    const { turns } = shown ?? this.#conversations.get(id) ?? { turns: [] }
     for (const [chat, { answer }] of this.#running) {
       if (chat.id !== id) continue
       this.#running.delete(chat)
       answer.cancel()
     }
     this.#conversations.delete(id)
+    this.#on.forget(turns.flatMap(({ responseId }) => responseId ?? []))
     if (id === this.current.id) this.startNew()
   }
 

@@ -59,13 +59,16 @@ async def gateway(stack: AsyncExitStack, folder: Path, nats_url: str, redis_url:
     return process, port
 
 
-async def until_answers(url: str, statuses: set[int]) -> None:
-    """Raises ``TimeoutError``."""
-    give_up_s = time.monotonic() + READY_LIMIT_S
+async def until_answers(
+    url: str, statuses: set[int], limit_s: float = READY_LIMIT_S, *, holds: str = ""
+) -> None:
+    """``holds``: what the answer must say, too. Raises ``TimeoutError``."""
+    give_up_s = time.monotonic() + limit_s
     async with httpx.AsyncClient(verify=False) as http:
         while time.monotonic() < give_up_s:
             try:
-                if (await http.get(url)).status_code in statuses:
+                answer = await http.get(url)
+                if answer.status_code in statuses and holds in answer.text:
                     return
             except httpx.TransportError:
                 pass

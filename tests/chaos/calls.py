@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -66,6 +67,12 @@ class Call:
     def tokens(self) -> int:
         """Seen so far: the numbers tell."""
         return self.cursor // 1000 if self.seen else 0
+
+    def port_at(self, at_ms: float) -> int:
+        """Of the gateway that it was at, as its client told; 0: of none yet."""
+        told = (re.search(r"//127\.0\.0\.1:(\d+)", what) for at, what in self.notices if at <= at_ms)
+        ports = [int(found[1]) for found in told if found]
+        return ports[-1] if ports else 0
 
     @property
     def ended(self) -> bool:

@@ -96,7 +96,8 @@ class Campaign:
             found += await self._fill(load)
         evidence = await truth.read(self.broker, self._expect, self._jobs_seq, self._replies_seq)
         self._jobs_seq, self._replies_seq = evidence.jobs_seq, evidence.replies_seq
-        oracle = Oracle(self._decode, self.world.sizes, happened, self.report.outcomes)
+        gateways = {gateway.port: gateway.name for gateway in self.world.gateways}
+        oracle = Oracle(self._decode, self.world.sizes, happened, gateways, self.report.outcomes)
         found += oracle.judge(load.calls, evidence.truths)
         found += [Violation("processes end when asked to", what) for what in faults.bad_stops]
         found += self._accidents(happened)

@@ -38,11 +38,13 @@ class Violation:
 
 @dataclass
 class Oracle:
-    """``decode``: ids to text, by the tokenizer itself. ``faults``: what happened, with times."""
+    """``decode``: ids to text, by the tokenizer itself. ``faults``: what happened, with times. ``gateways``:
+    their names by their ports."""
 
     decode: Callable[[Sequence[int]], str]
     sizes: Sizes
     faults: Sequence[Injected]
+    gateways: Mapping[int, str]
     outcomes: Counter[str] = field(default_factory=Counter)
 
     def judge(self, calls: Sequence[Call], truths: Mapping[ResponseId, Truth]) -> list[Violation]:
@@ -126,12 +128,22 @@ class Oracle:
 
     def _out_of_reach(self, call: Call, truth: Truth) -> bool:
         """Its client had hung up or was cut off, and trouble at the edge kept it from coming back in the
-        grace time. (A gateway that is cut off itself cannot tell the others of its client; it did so a third
-        of the grace time ago at the latest.)"""
+        grace time. Or it had come back to a gateway that was itself cut off from the queue: that one cannot
+        tell the others of its client. (It did so a third of the grace time before, at the latest.)"""
         assert truth.ended_ms is not None
+        long_ms = 600 * self.sizes.grace_s
+        own = self.gateways.get(call.port_at(truth.ended_ms))
+        if any(
+            fault.target == own
+            and fault.kind.endswith(("cut off", "blackholed", "paused"))
+            and truth.ended_ms - fault.at_ms >= long_ms
+            and fault.touches(truth.ended_ms, truth.ended_ms)
+            for fault in self.faults
+        ):
+            return True
         before = [seen.at_ms for seen in call.seen if seen.at_ms <= truth.ended_ms]
         since_ms = before[-1] if before else call.asked_ms
-        return truth.ended_ms - since_ms >= 600 * self.sizes.grace_s and any(
+        return truth.ended_ms - since_ms >= long_ms and any(
             fault.touches(since_ms, truth.ended_ms) and not fault.target.startswith(("worker", "valkey"))
             for fault in self.faults
         )

@@ -89,7 +89,7 @@ async def test_an_answer_goes_on_beside_the_page_and_over_a_reload(page: Page) -
     assert (await kept(page))[0]["checkpoint"] is None
 
 
-async def test_rename_and_delete(page: Page) -> None:
+async def test_rename_and_delete(page: Page, stack: Stack, watches: list[Watch]) -> None:
     await ask_briefly(page, "A poor title")
     await listed(page).hover()
     await page.get_by_role("button", name="Rename A poor title").click()
@@ -113,7 +113,13 @@ async def test_rename_and_delete(page: Page) -> None:
     await expect(listed(page)).to_have_count(1)
     await listed(page).hover()
     await delete.click()
-    await question.get_by_role("button", name="Delete").click()
+    (response,) = created(watches[0])
+    assert (await page.request.get(f"{stack.url}/v1/responses/{response}")).ok
+    async with page.expect_response(f"**/v1/responses/{response}") as told:
+        await question.get_by_role("button", name="Delete").click()
+    assert (await told.value).request.method == "DELETE"
+    assert (await told.value).ok
+    assert (await page.request.get(f"{stack.url}/v1/responses/{response}")).status == 404
     await expect(listed(page)).to_have_count(0)
     await expect(page.get_by_role("article")).to_have_count(0)
     assert await kept(page) == []

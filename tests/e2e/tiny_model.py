@@ -11,6 +11,7 @@ CONTEXT = 1024
 EOS = 2
 _SPECIAL_TOKENS = ("<unk>", "<|im_start|>", "<|im_end|>")
 _CHAT_TEMPLATE = (
+    "{% if tools %}{{ tools | tojson }}<tool_call>{% endif %}"
     "{% for message in messages %}"
     "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
     "{% endfor %}"

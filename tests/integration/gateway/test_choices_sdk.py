@@ -159,6 +159,20 @@ async def test_a_repeated_request_is_given_the_same_choices(client: AsyncOpenAI,
     assert conflict.value.code == "idempotency_conflict"
 
 
+async def test_fewer_prompts_are_another_request(client: AsyncOpenAI, model: str) -> None:
+    ask: dict[str, Any] = {
+        "model": model,
+        "max_tokens": TOKENS,
+        "extra_headers": {"Idempotency-Key": "prompts"},
+    }
+    both = await client.completions.create(**ask, prompt=["a", "b"])
+    again = await client.completions.create(**ask, prompt=["a", "b"])
+    assert [choice.text for choice in again.choices] == [choice.text for choice in both.choices]
+    with pytest.raises(openai.ConflictError) as conflict:
+        await client.completions.create(**ask, prompt=["a"])
+    assert conflict.value.code == "idempotency_conflict"
+
+
 async def test_a_message_is_continued(client: AsyncOpenAI, model: str) -> None:
     messages: list[Any] = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "well then"}]
     ask: dict[str, Any] = {"model": model, "messages": messages, "max_tokens": TOKENS, "temperature": 0}

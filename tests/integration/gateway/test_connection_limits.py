@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from starlette.types import Receive, Scope, Send
 
+from gateway.certificate import Certificate, certificate_of
 from gateway.connection_limits import MAX_FRAGMENTS
 from gateway.server import bind, make_server
 from schemas.config import Gateway as GatewaySection
@@ -330,7 +331,8 @@ async def test_an_answer_that_is_not_read_is_cut_off(certificate: tuple[Path, Pa
     config = GatewaySection(port=0, slow_reader_s=0.5, tls_cert=cert, tls_key=key)
     trusting = ssl.create_default_context(cafile=cert) if tls else None
     with bind(config) as listener:
-        server = make_server(app, config)
+        served = certificate_of(config)
+        server = make_server(app, config, None if served is None else served.context)
         serving = asyncio.create_task(server.serve([listener]))
         try:
             while not server.started:
@@ -354,7 +356,10 @@ async def test_an_answer_that_is_not_read_is_cut_off(certificate: tuple[Path, Pa
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("tls")
+    return write_certificate(tmp_path_factory.mktemp("tls"))
+
+
+def write_certificate(folder: Path) -> tuple[Path, Path]:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.datetime.now(datetime.UTC)
@@ -408,3 +413,37 @@ async def test_tls(
         async with httpx.AsyncClient(verify=old) as client:
             with pytest.raises(httpx.TransportError):
                 await client.get(f"{url}/healthz")
+
+
+async def test_a_renewed_certificate_is_served_and_a_broken_one_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cert, key = write_certificate(tmp_path)
+    certificate = Certificate(str(cert), str(key))
+    server = await asyncio.start_server(lambda _, w: w.close(), "127.0.0.1", 0, ssl=certificate.context)
+    async with server:
+
+        async def served() -> str:
+            """As its client sees it: the one that is trusted, or an error."""
+            port = server.sockets[0].getsockname()[1]
+            trusting = ssl.create_default_context(cafile=str(cert))
+            _, writer = await asyncio.open_connection(
+                "127.0.0.1", port, ssl=trusting, server_hostname="localhost"
+            )
+            shown: dict[str, str] = writer.get_extra_info("peercert")
+            writer.close()
+            return shown["serialNumber"]
+
+        first = await served()
+        certificate.renew()
+        assert await served() == first
+        write_certificate(tmp_path)
+        with pytest.raises(ssl.SSLError):
+            await served()  # the new one is trusted, the old one is served
+        certificate.renew()
+        second = await served()
+        assert second != first
+        key.write_text("half of a key")
+        certificate.renew()
+        assert "the old one stays" in caplog.text
+        assert await served() == second

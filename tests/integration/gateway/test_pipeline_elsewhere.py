@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 import pytest
@@ -20,6 +21,7 @@ from gateway.live import Live
 from schemas.config import Config, Gateway, Sim
 from schemas.errors import HeadraceError
 from schemas.ids import TenantId
+from tests.chaos.proxy import Proxy
 from tests.integration.conftest import NatsServer, RedisServer
 from tests.integration.gateway.edge import TENANT, Edge, ask, configured, edge, finish, until, worker
 
@@ -116,6 +118,30 @@ async def test_a_client_that_moved_is_not_cancelled_and_one_that_left_is(
     assert left.end.outcome == "cancelled"
     assert left.end.total < 400
     assert unread.get() - before == len(left.log.ids) - left.read_tokens > 0
+
+
+async def test_a_gateway_whose_link_is_dead_takes_nobody_for_gone(config: Config, tmp_path: Path) -> None:
+    """What the others say of the client is on its way: the cancel would overtake it."""
+    link = Proxy(urlsplit(config.nats.url).port or 0)
+    await link.start()
+    linked = msgspec.structs.replace(config.nats, url=f"nats://127.0.0.1:{link.port}")
+    behind = msgspec.structs.replace(config, nats=linked)
+    async with edge(behind, tmp_path) as one, edge(config, tmp_path) as other, worker(config):
+        await until(lambda: one.pipeline.ready()[0] and other.pipeline.ready()[0])
+        live = await one.pipeline.submit(ask("go on", max_tokens=600))
+        reader = live.reader()
+        await reader.next()
+        followed = await other.pipeline.attach(live.response_id, TENANT)
+        reading = followed.reader()
+        link.blackhole()
+        reader.close()
+        await asyncio.sleep(4 * GRACE_S)
+        link.heal()
+        shown = await text_and_end(followed)
+        assert shown == await text_and_end(live)
+        assert shown[1] == "incomplete"
+        reading.close()
+    await link.close()
 
 
 async def test_one_that_moved_and_then_left_is_cancelled(two: tuple[Edge, Edge]) -> None:

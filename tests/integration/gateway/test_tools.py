@@ -76,6 +76,25 @@ async def test_calls_stream_as_items_and_any_break_can_be_resumed(client: AsyncO
     assert (await client.responses.retrieve(response.id)).output == response.output
 
 
+async def test_calls_over_a_socket_beside_another_answer(client: AsyncOpenAI, model: str) -> None:
+    asked: dict[str, Any] = {"calls": {"input": SAY, "tools": [TOOL]}, "words": {"input": "<|say|>Hello!"}}
+    seen: dict[str, list[Any]] = {lane: [] for lane in asked}
+    async with client.responses.connect() as connection:
+        for lane, fields in asked.items():
+            sent: Any = {"type": "response.create", "model": model, "stream_id": lane, **fields}
+            await connection.send(sent)
+        while any(not events or events[-1].type != "response.completed" for events in seen.values()):
+            event: Any = await connection.recv()
+            if event.type != "response.queued":
+                seen[event.stream_id].append(event)
+    for events in seen.values():
+        check_items(events)
+    message, first, second = seen["calls"][-1].response.output
+    assert message.content[0].text == "Let me look.\n"
+    assert [json.loads(call.arguments)["city"] for call in (first, second)] == ["Paris", "Rome"]
+    assert seen["words"][-1].response.output_text == "Hello!"
+
+
 def numbers(events: list[Any]) -> list[int]:
     return [event.sequence_number for event in events]
 

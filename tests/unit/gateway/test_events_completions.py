@@ -211,8 +211,13 @@ def test_chat_choices_share_a_stream() -> None:
 
 def test_prompts_count_once_and_choices_each() -> None:
     tally = Tally(4, choices=2)
-    sums = [tally.add(i, Usage(prompt_tokens=10 + i, cached_tokens=i, completion_tokens=1)) for i in range(4)]
-    assert sums == [None] * 3 + [Usage(prompt_tokens=22, cached_tokens=2, completion_tokens=4)]
+    used = [Usage(prompt_tokens=10 + i, cached_tokens=i, completion_tokens=2) for i in range(4)]
+    ends = [Ended("completed", 2, usage=used[i], reasoning_tokens=i % 2) for i in range(4)]
+    assert [tally.add(i, each) for i, each in enumerate(ends)] == [
+        *[None] * 3,
+        Usage(prompt_tokens=22, cached_tokens=2, completion_tokens=8),
+    ]
+    assert tally.reasoning_tokens == 2
 
 
 def test_text_that_only_the_end_released_moves_no_token() -> None:

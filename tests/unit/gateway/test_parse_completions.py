@@ -181,13 +181,13 @@ class TestTemplate:
 
 class TestSiblings:
     def test_seeds_follow_each_other(self) -> None:
-        assert [g.sampling.seed for g in siblings(one(seed=7), 3)] == [7, 8, 9]
-        assert [g.sampling.seed for g in siblings(one(), 2)] == [None, None]
+        assert [g.sampling.seed for g in siblings([one(seed=7)], 3)] == [7, 8, 9]
+        assert [g.sampling.seed for g in siblings([one()], 2)] == [None, None]
 
     def test_beyond_the_largest_seed_comes_the_smallest(self) -> None:
         largest = (1 << 63) - 1
-        assert [g.sampling.seed for g in siblings(one(seed=largest), 2)] == [largest, -(1 << 63)]
+        assert [g.sampling.seed for g in siblings([one(seed=largest)], 2)] == [largest, -(1 << 63)]
 
     def test_a_repeated_request_with_another_number_is_another_request(self) -> None:
-        digests = {request_digest(g) for count in (1, 2, 3) for g in siblings(one(), count)}
+        digests = {request_digest(g) for count in (1, 2, 3) for g in siblings([one()], count)}
         assert len(digests) == 6

@@ -9,6 +9,7 @@ import pytest
 from starlette.types import ASGIApp
 
 from broker.settings import ConfigError
+from gateway.certificate import certificate_of
 from gateway.server import make_server
 from schemas.config import Gateway
 
@@ -26,4 +27,4 @@ def test_a_certificate_that_cannot_be_used_is_told_at_the_start(tmp_path: Path) 
     (tmp_path / "cert.pem").write_text("not a certificate")
     for cert in ("nowhere.pem", str(tmp_path / "cert.pem")):
         with pytest.raises(ConfigError, match=r"gateway\.tls_cert"):
-            make_server(APP, Gateway(tls_cert=cert))
+            certificate_of(Gateway(tls_cert=cert))

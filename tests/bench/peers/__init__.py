@@ -1,0 +1,1 @@
+"""Headrace beside what people would pick instead."""
