@@ -11,6 +11,7 @@ import logging
 import secrets
 import time
 from dataclasses import replace
+from functools import partial
 
 import msgspec
 from redis.asyncio import Redis
@@ -272,7 +273,7 @@ class Pipeline:
             tokenizer = await self._catalog.tokenizer(card)
             form = self._limits.tool_formats.get(card.name, "")
             asked = settle(generation, tokenizer.manner, form, can_force=card.structured_output)
-            built = await asyncio.to_thread(
+            building = partial(
                 prompt.build,
                 tokenizer,
                 card.token,
@@ -281,6 +282,8 @@ class Pipeline:
                 opened.context,
                 default_max_tokens=self._limits.default_max_tokens,
             )
+            short = prompt.is_short(asked, opened.context)
+            built = building() if short else await asyncio.to_thread(building)
             opened = replace(opened, context=built.context)  # rounds that did not fit are forgotten
             job = make_job(
                 generation,

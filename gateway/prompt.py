@@ -1,6 +1,6 @@
 """Messages to prompt ids: the chat template, the extension of earlier turns by ids, and what fits.
 
-Pure, and slow for long prompts: callers run it in a thread (``tokenizers`` releases the GIL).
+Pure, and slow for long prompts: callers build those in a thread (``tokenizers`` releases the GIL).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ Render = Callable[[list[ChatMessage]], str]
 # What a prompt takes of its room after rounds were dropped. Each drop costs the prefix cache: the next turns
 # shall extend the ids again.
 FILLED = 0.75
+SHORT = 1000  # characters, which take 0.3 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,15 @@ class Prompt:
     context: Context
     shape: OutputShape | None = None
     rendering: str = ""  # of the tools and options that the chat template was given
+
+
+def is_short(generation: Generation, context: Context) -> bool:
+    """Whether it may be built at once. A thread costs 0.1 ms, and while the event loop is busy it waits for
+    the interpreter, up to 5 ms (``sys.getswitchinterval``): the most that a short prompt would wait for."""
+    if generation.tools or generation.prompt_ids:
+        return False
+    said = (*context.messages(), *generation.messages)
+    return sum(len(message.content) for message in said) <= SHORT
 
 
 def build(

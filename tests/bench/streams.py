@@ -147,11 +147,11 @@ class SseStream(Stream):
 
     def send(self, body: bytes) -> None:
         self._tail = b""
+        body = b'{"stream":true,' + body[1:]
         self._transport.write(
             f"POST /v1/responses HTTP/1.1\r\nHost: {self._load.host}\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body) + 15}\r\n\r\n".encode()
-            + b'{"stream":true,'
-            + body[1:]
+            f"Content-Length: {len(body)}\r\n\r\n".encode()
+            + body
         )
 
     def data_received(self, data: bytes) -> None:
