@@ -1,7 +1,8 @@
 """HTTP/1.1 with one request at a time, its answer read as server-sent events. Must not know what events mean.
 
-By hand on httptools, which the gateway needs anyway: 0.3 us a chunk, where h11 takes 14-17 (and so httpx,
-which stands on it, at least as much). With event, text and statistics a chunk takes 6 us here.
+By hand on httptools, which the gateway needs anyway. CPU a delta, sockets included, 100 streams at 20 ms a
+token on a busy machine, in one run: 29 us; aiohttp 45; httpx 140. Of these 6 are ours, 0.3 of them the
+parser's.
 """
 
 from __future__ import annotations

@@ -19,14 +19,15 @@ from deploy.bench.result import Machine, Report, Step
 def report_of(
     plan: Plan, steps: Sequence[Step], *, began: datetime, title: str = "", command: Sequence[str] = ()
 ) -> Report:
-    """``began``: with a time zone."""
+    """``began``: with a time zone. The steps are put in the order of their loads."""
+    steps = sorted(steps, key=lambda step: step.load.value)
     return Report(
         title=title or f"{plan.target.api} at {', '.join(plan.target.urls)}",
         command=list(command),
         began=began.astimezone(UTC).isoformat(timespec="seconds"),
         machine=this_machine(),
         plan=plan,
-        steps=list(steps),
+        steps=steps,
         knee=knee_of(steps),
     )
 

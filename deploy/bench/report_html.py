@@ -48,16 +48,15 @@ def as_html(report: Report) -> str:
 
 
 def ramp_charts(report: Report) -> list[Chart]:
-    """Throughput against latency; the loads are joined in rising order."""
+    """Throughput against latency; the loads are joined as they rise."""
     knee = report.knee.step if report.knee else None
-    order = sorted(range(len(report.steps)), key=lambda index: report.steps[index].load.value)
     found = []
     for title, field in _FIGURES:
         lines = []
         for share, kind in (("p50", "a"), ("p99", "c")):
             dots = [
-                _dot_of(report.steps[index], field, share, knee=index == knee, labelled=share == "p50")
-                for index in order
+                _dot_of(step, field, share, knee=index == knee, labelled=share == "p50")
+                for index, step in enumerate(report.steps)
             ]
             lines.append(Line(share, kind, dots))
         found.append(Chart(f"{title} against throughput", "tokens a second", "ms", lines, marked=True))

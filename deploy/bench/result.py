@@ -122,7 +122,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """``plan``: of the first step; the others differ in ``load``. ``knee``: of a ramp."""
+    """``plan``: of the step that was measured first; the others differ in ``load``. ``steps``: by rising
+    load. ``knee``: of a ramp."""
 
     version: int = VERSION
     title: str

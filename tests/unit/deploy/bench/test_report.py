@@ -55,6 +55,13 @@ def test_a_table_of_a_ramp_names_the_knee() -> None:
     assert "The knee is at 4 at once: 8 at once brings +0% throughput" in text
 
 
+def test_loads_stand_in_their_order_however_they_were_measured() -> None:
+    mixed = report([RAMP[0], RAMP[3], RAMP[1], RAMP[2]])
+    assert mixed == report(RAMP)
+    assert mixed.knee is not None
+    assert mixed.knee.step == 2
+
+
 class Page(HTMLParser):
     """Collects what a page would fetch or run, and checks that its tags are closed."""
 
