@@ -65,10 +65,10 @@ class Delivery:
         self.data = data
         self.headers = headers
         self.ack_subject = ack_subject
-        self._ack = _ack_tokens(ack_subject)
-        self.stream_seq = int(self._ack[3])
-        self.consumer_seq = int(self._ack[4])
-        self.pending = int(self._ack[6])
+        ack = self._ack = _ack_tokens(ack_subject)
+        self.stream_seq = int(ack[3])
+        self.consumer_seq = int(ack[4])
+        self.pending = int(ack[6])
 
     @property
     def delivered(self) -> int:
@@ -135,13 +135,8 @@ class PullLoop:
             self.consumer = consumer
         self.outstanding = self.behind = 0
         self.lost = None
-        inbox = self._inbox = self._broker.nc.new_inbox()
-
-        def take(subject: str, reply: str, headers: bytes, data: bytes) -> None:
-            if inbox == self._inbox:
-                self._receive(subject, reply, parse_headers(headers) if headers else None, data)
-
-        self._subscription = await self._broker.subscribe_short(inbox, take)
+        self._inbox = self._broker.nc.new_inbox()
+        self._subscription = await self._broker.subscribe_short(self._inbox, self._receive)
 
     async def pull(self, batch: int, *, expires_s: float, heartbeat_s: float = 0.0) -> None:
         """Ask for ``batch`` more messages; what has not come after ``expires_s`` is asked for no more."""
@@ -179,8 +174,10 @@ class PullLoop:
                 log.debug("unsubscribe of %s: %s", self.consumer, error)
             self._subscription = None
 
-    def _receive(self, subject: str, reply: str, headers: Headers | None, data: bytes) -> None:
+    def _receive(self, subject: str, reply: str, header_lines: bytes, data: bytes) -> None:
+        """Of the newest inbox only: the one before is not taken from any more."""
         self._heard_at = self._clock()
+        headers = parse_headers(header_lines) if header_lines else None
         if not reply.startswith("$JS.ACK."):
             self._status(headers or {})
             return

@@ -99,7 +99,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
             self.pending_ping_payload = None
 
     def data_received(self, data: bytes) -> None:
-        """A pong that is all there is costs 1 us here, and 40 us where frames are taken apart."""
+        """A pong that is all there is need not go where frames are taken apart, which costs tens of us."""
         if self._unparsed_bytes == 0 and len(data) == PONG_BYTES and self._answers(data):
             self.pending_ping_payload = None
             return
