@@ -8,7 +8,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any, Protocol, TypeVar
@@ -41,10 +41,16 @@ T = TypeVar("T")
 
 class Worker:
     """``engine`` is made from the configuration where none is given. ``port``: of /healthz and /metrics,
-    once it listens. ``lifeline``: to the guardian, where there is one."""
+    once it listens. ``lifeline``: to the guardian, where there is one. ``on_loaded``: called when the engine
+    is, before the first job."""
 
     def __init__(
-        self, config: Config, *, engine: Engine | None = None, lifeline: Lifeline | None = None
+        self,
+        config: Config,
+        *,
+        engine: Engine | None = None,
+        lifeline: Lifeline | None = None,
+        on_loaded: Callable[[], None] | None = None,
     ) -> None:
         self.id = WorkerId(new_process_id("wk"))
         self.port = 0
@@ -52,6 +58,7 @@ class Worker:
         self._config = config
         self._engine = engine
         self._lifeline = lifeline or Lifeline(None)
+        self._on_loaded = on_loaded
         self.health = (False, "starting")
         self._live: dict[ResponseId, Run] = {}
         self._tasks: dict[asyncio.Task[None], Run] = {}
@@ -125,6 +132,8 @@ class Worker:
         await presence.answer_pings(broker, self.id)
         await broker.nc.subscribe(subjects.cancel(ResponseId("*")), cb=self._nudge)
         self._show_load(info)
+        if self._on_loaded is not None:
+            self._on_loaded()
         with _side_tasks(group) as start:
             start(publisher.run(), "publisher")
             start(self._keep_announcing(broker, info, model), "presence")
