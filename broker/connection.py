@@ -70,6 +70,15 @@ class _Waiter:
 class _Client(Client):
     """Reads what any publisher may send, so that nothing of it ends the read loop."""
 
+    async def publish_commands(self, commands: bytes, messages: int) -> None:
+        """``messages`` PUB commands as they go over the wire, appended to the output buffer in one piece.
+        What ``publish`` does beside that costs 3 us a message. Nothing is checked here."""
+        self.stats["out_msgs"] += messages
+        self.stats["out_bytes"] += len(commands)
+        await self._send_command(commands)
+        if self._flush_queue is not None and self._flush_queue.empty():
+            await self._flush_pending()
+
     def _build_message(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: Headers | None
     ) -> Msg:
@@ -95,15 +104,6 @@ class _Client(Client):
             if colon:
                 found[name] = value.strip()
         return found or None
-
-    async def publish_commands(self, commands: bytes, messages: int) -> None:
-        """``messages`` PUB commands as they go over the wire, appended to the output buffer in one piece.
-        What ``publish`` does beside that costs 3 us a message. Nothing is checked here."""
-        self.stats["out_msgs"] += messages
-        self.stats["out_bytes"] += len(commands)
-        await self._send_command(commands)
-        if self._flush_queue is not None and self._flush_queue.empty():
-            await self._flush_pending()
 
 
 class Broker:
