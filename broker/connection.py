@@ -76,6 +76,15 @@ class _Client(Client):
         super().__init__()
         self._ps = self.parser = ShortcutParser(self)
 
+    async def publish_commands(self, commands: bytes, messages: int) -> None:
+        """``messages`` PUB commands as they go over the wire, appended to the output buffer in one piece.
+        What ``publish`` does beside that costs 3 us a message. Nothing is checked here."""
+        self.stats["out_msgs"] += messages
+        self.stats["out_bytes"] += len(commands)
+        await self._send_command(commands)
+        if self._flush_queue is not None and self._flush_queue.empty():
+            await self._flush_pending()
+
     def _build_message(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: Headers | None
     ) -> Msg:
@@ -90,15 +99,6 @@ class _Client(Client):
 
     async def _process_headers(self, headers: bytes | None) -> Headers | None:
         return parse_headers(headers) if headers else None
-
-    async def publish_commands(self, commands: bytes, messages: int) -> None:
-        """``messages`` PUB commands as they go over the wire, appended to the output buffer in one piece.
-        What ``publish`` does beside that costs 3 us a message. Nothing is checked here."""
-        self.stats["out_msgs"] += messages
-        self.stats["out_bytes"] += len(commands)
-        await self._send_command(commands)
-        if self._flush_queue is not None and self._flush_queue.empty():
-            await self._flush_pending()
 
 
 def parse_headers(headers: bytes) -> Headers | None:

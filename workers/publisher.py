@@ -29,6 +29,7 @@ from workers.pace import Pace
 log = logging.getLogger(__name__)
 
 CONFIRM_TIMEOUT_S = 2.0
+ASK_TIMES = 4  # in a confirm interval; responses ask together, so that acks come together and wake us less
 BATCH_BYTES = 64 << 10  # handed to the connection at once
 UNWRITTEN_BYTES = 256 << 10  # in the client's output buffer: beyond, the connection lags, and rounds wait
 FULL_BUFFER_PAUSE_S = 0.005
@@ -38,7 +39,7 @@ REPEATED_TOKENS = 2048  # 6 KB twice a second; at this length a response's log h
 @dataclass(slots=True, eq=False)
 class Outlet:
     """One response's way out. Times are the loop's clock. ``sent_s``: when tokens were last sent, or the
-    job was pulled; ``asked_s``: when an ack was last asked for, at ``inbox`` while it is awaited."""
+    job was pulled; ``asked_s``: when an ack was last asked for, about, at ``inbox`` while it is awaited."""
 
     log: ReplyLog
     writer: LogWriter
@@ -105,9 +106,12 @@ class Publisher:
     async def run(self) -> None:
         """Never returns."""
         self._broker.on_reconnect(self._reconnected)
+        resume_s = 0.0
         try:
             while True:
                 await self._wake.wait()
+                if (left_s := resume_s - self._clock()) > 0:
+                    await asyncio.sleep(left_s)
                 self._wake.clear()
                 if not self._broker.connected:
                     continue  # the reconnect marks and wakes
@@ -115,9 +119,7 @@ class Publisher:
                 marked, self._marked = self._marked, {}
                 await self._send(marked, begun_s)
                 now_s = self._clock()
-                pause_s = self._pace.pause_s(now_s - begun_s, now_s)
-                if pause_s:
-                    await asyncio.sleep(pause_s)
+                resume_s = now_s + self._pace.pause_s(now_s - begun_s, now_s)
         finally:
             self._broker.off_reconnect(self._reconnected)
 
@@ -151,8 +153,8 @@ class Publisher:
 
     def _ask(self, outlet: Outlet, end_offset: int, now_s: float) -> str:
         """Where the ack of its next message shall go."""
-        outlet.asked_s = now_s
-        outlet.inbox = self._broker.expect(partial(self._answered, outlet, end_offset))
+        outlet.asked_s = now_s - now_s % (self._confirm_interval_s / ASK_TIMES)
+        outlet.inbox = self._broker.expect(partial(self._answered, outlet, end_offset, now_s))
         outlet.patience = self._loop.call_later(CONFIRM_TIMEOUT_S, self._missed, outlet)
         return outlet.inbox
 
@@ -163,9 +165,9 @@ class Publisher:
         self._broker.forget(outlet.inbox)
         outlet.inbox = ""
 
-    def _answered(self, outlet: Outlet, end_offset: int, msg: Msg) -> None:
+    def _answered(self, outlet: Outlet, end_offset: int, asked_s: float, msg: Msg) -> None:
         now_s = self._clock()
-        self._pace.acked(now_s - outlet.asked_s, now_s)
+        self._pace.acked(now_s - asked_s, now_s)
         try:
             read_ack(msg)
         except ApiError as error:
