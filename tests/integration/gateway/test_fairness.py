@@ -242,15 +242,24 @@ async def test_every_end_gives_the_place_back(
                 await here.submit(job(FLOOD, 1))
             return lives
 
+        async def refused_for_its_prompt() -> None:
+            """A place that is on its way back still counts for a moment."""
+            async with asyncio.timeout(20):
+                while True:
+                    with pytest.raises(HeadraceError) as told:
+                        await there.submit(ask("x", tenant=FLOOD, max_tokens=1_000_000))
+                    if told.value.code == "context_length_exceeded":
+                        return
+                    assert told.value.code == "rate_limit_exceeded"
+                    await asyncio.sleep(0.02)
+
         for _ in range(2):
             lives = await fill()
             for live in lives:  # two run and one waits
                 await here.cancel(live.response_id, FLOOD)
             await until_ended(lives)
-        await until(lambda: there.quiet)
         for _ in range(5):
-            with pytest.raises(HeadraceError, match="context"):
-                await there.submit(ask("x", tenant=FLOOD, max_tokens=1_000_000))
+            await refused_for_its_prompt()
         await until_ended(await submit_all([here], [job(FLOOD, 2)] * 3))
         lives = await fill()
         for live in lives:
