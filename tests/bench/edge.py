@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import random
 import sys
@@ -30,13 +29,13 @@ from statistics import fmean
 from typing import Any
 
 import httpx
-import uvloop
 from rich.console import Console
 from rich.table import Table
 
 from gateway.client import Client
 from tests.bench.far_link import far_link
 from tests.bench.layout import gateway, servers, sim_environ, sim_worker, until_answers
+from tests.bench.program import carry_out
 from tests.chaos.failover import percentiles
 from tests.integration.conftest import free_port
 
@@ -69,12 +68,7 @@ Ask = Callable[[Question, float], Awaitable[Answered]]  # the question, and its 
 
 def main() -> int:
     args = _arguments()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        figures = runner.run(_run(args))
-    _print(figures, Console(soft_wrap=True, highlight=False))
-    if args.json is not None:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
-    return 0
+    return carry_out(_run(args), _print, args)
 
 
 async def _run(args: argparse.Namespace) -> dict[str, Any]:

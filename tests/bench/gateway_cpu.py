@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
+from tests.bench.costs import cpu_s
 from tests.bench.feeder import ACK_WAIT_S
 from tests.bench.layout import gateway, servers
 from tests.integration.gateway.processes import Process
@@ -34,7 +34,6 @@ FIRST_LOOK_S = 0.25
 SAMPLE_S = 1.5  # each costs the gateway some 10 ms
 SETTLE_S = 1.0
 LIMIT_S = 150.0
-_TICKS = os.sysconf("SC_CLK_TCK")
 _COUNTER = "headrace_gateway_completion_tokens_total{"
 
 
@@ -104,13 +103,13 @@ async def _sample(process: Process, port: int, case: Case) -> dict[str, float]:
         while not await _tokens(http, url):
             await asyncio.sleep(FIRST_LOOK_S)
         await asyncio.sleep(SETTLE_S)
-        begun = time.perf_counter(), await _tokens(http, url), _cpu_s(process.pid)
+        begun = time.perf_counter(), await _tokens(http, url), cpu_s(process.pid)
         last = begun
         try:
             while True:
                 await asyncio.sleep(SAMPLE_S)
-                cpu_s = _cpu_s(process.pid)
-                now = time.perf_counter(), await _tokens(http, url), cpu_s
+                used_s = cpu_s(process.pid)
+                now = time.perf_counter(), await _tokens(http, url), used_s
                 if now[1] >= total:
                     await asyncio.Event().wait()
                 last = now
@@ -130,11 +129,6 @@ async def _sample(process: Process, port: int, case: Case) -> dict[str, float]:
 async def _tokens(http: httpx.AsyncClient, url: str) -> float:
     text = (await http.get(url)).text
     return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(_COUNTER))
-
-
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 async def ceiling(surface: str, inter_token_ms: float, first: int, tries: int) -> list[dict[str, Any]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
-import json
 import os
 import resource
 import sys
@@ -20,17 +19,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
-import uvloop
 from rich.console import Console
 from rich.table import Table
 
 from gateway.client import Client
+from tests.bench.costs import cpu_s, rss_bytes
 from tests.bench.layout import gateway, servers, sim_worker
+from tests.bench.program import carry_out
 from tests.chaos.failover import percentiles
 
 AT_ONCE = 200  # handshakes under way
 REST_S = 12.0  # longer than a ping interval: what idling costs, pings and all
-_TICKS = os.sysconf("SC_CLK_TCK")
 _PING, _PONG = 0x89, 0x8A
 
 
@@ -38,12 +37,7 @@ def main() -> int:
     args = _arguments()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        figures = runner.run(_run(args))
-    _print(figures, Console(soft_wrap=True, highlight=False))
-    if args.json is not None:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
-    return 0
+    return carry_out(_run(args), _print, args)
 
 
 async def _run(args: argparse.Namespace) -> dict[str, Any]:
@@ -55,10 +49,10 @@ async def _run(args: argparse.Namespace) -> dict[str, Any]:
             process, port = await gateway(stack, Path(folder), nats.url, redis.url)
             await _gaps(port, args)  # warm
             alone = await _gaps(port, args)
-            rss = _rss_bytes(process.pid)
+            rss = rss_bytes(process.pid)
             idle, seconds = await _connect(port, args.connections)
-            grown = _rss_bytes(process.pid) - rss
-            cpu_s = await _cpu_s_while_resting(process.pid)
+            grown = rss_bytes(process.pid) - rss
+            resting_s = await _cpu_s_while_resting(process.pid)
             among = await _gaps(port, args)
             lost = sum(each.lost for each in idle)
             for each in idle:
@@ -68,7 +62,7 @@ async def _run(args: argparse.Namespace) -> dict[str, Any]:
         "lost": lost,
         "kib_each": round(grown / len(idle) / 1024, 1),
         "accepted_per_s": round(len(idle) / seconds),
-        "idle_cpu_percent": round(100 * cpu_s / REST_S, 1),
+        "idle_cpu_percent": round(100 * resting_s / REST_S, 1),
         "gap_ms_alone": percentiles(alone),
         "gap_ms_among_them": percentiles(among),
     }
@@ -151,18 +145,9 @@ async def _gaps(port: int, args: argparse.Namespace) -> list[float]:
 
 
 async def _cpu_s_while_resting(pid: int) -> float:
-    before = _cpu_s(pid)
+    before = cpu_s(pid)
     await asyncio.sleep(REST_S)
-    return _cpu_s(pid) - before
-
-
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
-
-
-def _rss_bytes(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+    return cpu_s(pid) - before
 
 
 def _print(figures: dict[str, Any], console: Console) -> None:

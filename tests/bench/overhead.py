@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import sys
 import tempfile
@@ -24,7 +23,6 @@ from statistics import fmean, median
 from typing import Any
 
 import msgspec
-import uvloop
 from redis.asyncio import Redis
 from rich.console import Console
 from rich.table import Table
@@ -35,6 +33,7 @@ from schemas.config import Nats
 from schemas.ids import ResponseId
 from tests.bench.bare_engine import bare
 from tests.bench.layout import gateway, servers, sim_worker
+from tests.bench.program import carry_out
 from tests.bench.streams import asking
 
 BUDGET_MS = {1: 3.0, 32: 6.0, 128: 12.0}
@@ -45,12 +44,7 @@ LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrent_responses")
 
 def main() -> int:
     args = _arguments()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        figures = runner.run(_run(args))
-    _print(figures, Console(soft_wrap=True, highlight=False))
-    if args.json is not None:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
-    return 0
+    return carry_out(_run(args), _print, args)
 
 
 async def _run(args: argparse.Namespace) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import uvloop
 import websockets
 from rich.console import Console
 from rich.table import Table
@@ -35,6 +34,7 @@ from schemas.job import Job, Priority
 from schemas.reply import Started, Timings, Usage
 from tests.bench.costs import cpu_s, rss_bytes
 from tests.bench.layout import gateway, servers, sim_worker
+from tests.bench.program import carry_out
 from tests.chaos.failover import percentiles
 from tests.integration.conftest import NatsServer
 from tests.integration.workers.farm import Client, make_config
@@ -48,12 +48,7 @@ HELD_S = 0.01  # by a job that others wait behind
 
 def main() -> int:
     args = _arguments()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        figures = runner.run(_run(args))
-    _print(figures, Console(soft_wrap=True, highlight=False))
-    if args.json is not None:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
-    return 0
+    return carry_out(_run(args), _print, args)
 
 
 async def _run(args: argparse.Namespace) -> dict[str, Any]:
@@ -253,7 +248,7 @@ async def _gateway(
 async def _ask(socket: websockets.ClientConnection, count: int) -> None:
     for _ in range(count):
         await socket.send('{"type":"response.create","input":"What is a headrace?","max_output_tokens":4000}')
-    queued = set()
+    queued: set[str] = set()
     while len(queued) < count:
         event = json.loads(await socket.recv())
         assert event["type"] != "error", event

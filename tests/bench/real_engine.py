@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import multiprocessing
 import os
 import sys
@@ -25,7 +24,6 @@ from statistics import median
 from typing import Any
 
 import msgspec
-import uvloop
 from rich.console import Console
 from rich.table import Table
 
@@ -37,6 +35,7 @@ from schemas.config import Config
 from schemas.job import Job
 from tests.bench.costs import cpu_s, pin
 from tests.bench.layout import gateway, servers
+from tests.bench.program import carry_out
 from tests.bench.streams import asking
 from tests.integration.conftest import NatsServer
 from workers.engine.vllm import VllmEngine
@@ -66,12 +65,7 @@ def main() -> int:
         print("this needs two cores", file=sys.stderr)
         return 1
     os.sched_setaffinity(0, set(cores[1:2]))  # and so every process from here on, but for the engine's
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        figures = runner.run(_run(args, cores[0]))
-    _print(figures, Console(soft_wrap=True, highlight=False))
-    if args.json is not None:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
-    return 0
+    return carry_out(_run(args, cores[0]), _print, args)
 
 
 async def _run(args: argparse.Namespace, engine_core: int) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 import tempfile
 import time
@@ -17,12 +16,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import uvloop
 from rich.console import Console
 from rich.table import Table
 
 from tests.bench.costs import rss_bytes
 from tests.bench.layout import gateway, sim_environ, until_answers
+from tests.bench.program import carry_out
 from tests.integration.conftest import NatsServer, RedisServer, free_port
 from tests.integration.gateway.processes import Process
 from tests.process_tree import descendants
@@ -30,12 +29,7 @@ from tests.process_tree import descendants
 
 def main() -> int:
     args = _arguments()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        figures = runner.run(_run(args))
-    _print(figures, Console(soft_wrap=True, highlight=False))
-    if args.json is not None:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
-    return 0
+    return carry_out(_run(args), _print, args)
 
 
 async def _run(args: argparse.Namespace) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import re
 import sys
 import tempfile
@@ -21,7 +20,6 @@ from statistics import median
 from typing import Any
 
 import httpx
-import uvloop
 from rich.console import Console
 from rich.table import Table
 
@@ -30,6 +28,7 @@ from broker.connection import Broker
 from tests.bench.bare_engine import bare
 from tests.bench.costs import cpu_s
 from tests.bench.layout import READY_LIMIT_S
+from tests.bench.program import carry_out
 from tests.integration.conftest import NatsServer, free_port
 from tests.integration.gateway.processes import Process
 from tests.integration.workers.farm import Client, make_config, sim_model
@@ -43,12 +42,7 @@ _TOKENS = re.compile(r"^headrace_worker_completion_tokens_total\{.*\} (\S+)$", r
 
 def main() -> int:
     args = _arguments()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        figures = runner.run(_run(args))
-    _print(figures, Console(soft_wrap=True, highlight=False))
-    if args.json is not None:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
-    return 0
+    return carry_out(_run(args), _print, args)
 
 
 async def _run(args: argparse.Namespace) -> dict[str, Any]:
