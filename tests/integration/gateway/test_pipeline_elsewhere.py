@@ -220,7 +220,8 @@ async def test_a_gateway_that_was_cut_off_says_at_once_whom_it_attends(
         async def hear(message: Msg) -> None:
             heard.append(message.data)
 
-        await one.broker.nc.subscribe(subjects.attend(live.response_id), cb=hear)
+        # on its own connection, which is certain to be back when it speaks
+        await other.broker.nc.subscribe(subjects.attend(live.response_id), cb=hear)
         await asyncio.to_thread(nats_server.restart)
         await until(lambda: other.pipeline.gateway.encode() in heard)
         reader.close()
