@@ -66,7 +66,8 @@ async def _run(args: argparse.Namespace) -> dict[str, Any]:
             stack.push_async_callback(client.close)
             model = (await client.models.list()).data[0].id
             talk = _Talk(client, model, engine, args)
-            await talk.answers("continued", "warm-up", turns=1)
+            for way in WAYS:
+                await talk.answers(way, f"warm-up {way}", turns=1)
             turns: dict[str, list[list[dict[str, float]]]] = {way: [] for way in WAYS}
             for number in range(args.conversations):
                 for way in WAYS if number % 2 == 0 else WAYS[::-1]:
