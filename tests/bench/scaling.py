@@ -154,6 +154,7 @@ async def _load(stage: Stage, load: Load, rest: Mapping[str, float]) -> dict[str
         ),
         "machine_busy_percent": round(busy, 1),
         "client_cpu_percent": round(sum(each["client_cpu_percent"] for each in told), 1),
+        "cores": {part: round((after[part] - before[part]) / wall_s, 2) for part in before},
         "cpu_us_per_response": {
             part: round((after[part] - before[part] - rest[part] * wall_s) / len(answers) * 1e6, 1)
             for part in before
@@ -195,7 +196,7 @@ def _print(figures: Mapping[str, Any], console: Console) -> None:
     layouts = [name for name in figures if name != "settings"]
     table = Table(
         *("gateways x workers", "load", "tokens/s", "responses", "TTFT p50 ms", "p99", "TPOT p50 ms", "p99"),
-        *("machine busy", "limit"),
+        *("gateway cores", "machine busy", "limit"),
         title="measured, all on one machine",
     )
     for name in layouts:
@@ -205,7 +206,8 @@ def _print(figures: Mapping[str, Any], console: Console) -> None:
             busy = run["machine_busy_percent"]
             limit = "the machine" if busy >= BUSY_PERCENT else ""
             table.add_row(
-                name, load, str(run["tokens_per_s"]), str(run["responses"]), *ranks, f"{busy} %", limit
+                *(name, load, str(run["tokens_per_s"]), str(run["responses"]), *ranks),
+                *(str(run["cores"]["gateways"]), f"{busy} %", limit),
             )
     console.print(table)
     parts = list(figures[layouts[0]]["costs_us"])
