@@ -146,6 +146,7 @@ class Pipeline:
                 tasks.create_task(self._erased.run(), name="erased-responses")
                 tasks.create_task(self._admission.tenants.run(), name="tenant-limits")
                 tasks.create_task(self._admission.queues.run(), name="queue-watch")
+                tasks.create_task(self._admission.retention.run(), name="retention-watch")
         finally:
             self._background.attach(None)
             await self._catalog.close()
