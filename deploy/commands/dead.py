@@ -15,7 +15,9 @@ from deploy.commands.group import CommandError, Invocation
 if TYPE_CHECKING:
     from deploy.replay.dead import Choice
     from deploy.replay.finding import Finding
+    from deploy.replay.run import Order
 
+_SELECTING = ("since", "until", "model", "tenant", "code")
 _CODE = click.option("--code", help="Such as poison, invalid_job.")
 _ALL = click.option("--all", "everything", is_flag=True, help="All there are.")
 _YES = click.option("--yes", is_flag=True, help="Do not ask.")
@@ -63,32 +65,24 @@ def show(invocation: Invocation, response: str, show_text: bool, as_json: bool) 
 @_YES
 @replay.running
 @click.pass_obj
-def redrive(
-    invocation: Invocation,
-    /,
-    responses: tuple[str, ...],
-    since: str | None,
-    until: str | None,
-    model: str | None,
-    tenant: str | None,
-    limit: int,
-    everything: bool,
-    yes: bool,
-    **given: Any,
-) -> None:
+def redrive(invocation: Invocation, /, **given: Any) -> None:
     """Run dead letters again, each as a new response that names its origin.
 
     A letter goes when the new response has an answer, or a dead letter of its own. The first client has had
     its error and keeps it; its tenant can get the new response by its id. Those that killed their workers
     need --poison. Exit codes are those of `headrace replay`.
     """
-    _some(responses, everything, since, until, model, tenant)
-    found = replay.wanted(responses, since, until, model, tenant, limit, None, [] if responses else ["dead"])
+    sys.exit(replay.run(invocation, order_of(**given)))
+
+
+def order_of(*, everything: bool, yes: bool, responses: tuple[str, ...], **given: Any) -> Order:
+    """Raises ``CommandError``."""
+    _some(responses, everything, given)
 
     def agree(finding: Finding) -> bool:
         return yes or _agrees(f"Run {len(finding.found)} dead letters again?")
 
-    sys.exit(replay.run(invocation, found, redrive=True, agree=agree, **given))
+    return replay.order_of(responses=responses, dead=not responses, redrive=True, agree=agree, **given)
 
 
 @command.command()
@@ -99,22 +93,16 @@ def redrive(
 @_YES
 @click.pass_obj
 def drop(
-    invocation: Invocation,
-    /,
-    responses: tuple[str, ...],
-    everything: bool,
-    yes: bool,
-    code: str | None,
-    **given: Any,
+    invocation: Invocation, /, responses: tuple[str, ...], everything: bool, yes: bool, **given: Any
 ) -> None:
     """Delete dead letters for good. Their jobs stay in JOBS for as long as it keeps them."""
     from deploy.replay import dead
 
-    _some(responses, everything, code, given["since"], given["until"], given["model"], given["tenant"])
+    _some(responses, everything, given)
     with _told():
         dropped = dead.drop_all(
             invocation.config(),
-            _choice(responses, code=code, **given),
+            _choice(responses, **given),
             lambda count: yes or _agrees(f"Delete {count} dead letters?"),
         )
     click.echo(f"{dropped} dropped.")
@@ -123,11 +111,12 @@ def drop(
 def _choice(responses: tuple[str, ...], *, code: str | None, **given: Any) -> Choice:
     from deploy.replay.dead import Choice
 
-    return Choice(replay.wanted(responses, **given, priority=None, outcomes=[]), code)
+    return Choice(replay.wanted(responses, **given), code)
 
 
-def _some(responses: tuple[str, ...], everything: bool, *selecting: str | None) -> None:
-    if not responses and not everything and not any(selecting):
+def _some(responses: tuple[str, ...], everything: bool, given: dict[str, Any]) -> None:
+    """To take all of them must be said, so that an option that was forgotten does not mean it."""
+    if not responses and not everything and not any(map(given.get, _SELECTING)):
         raise CommandError("say which: response ids, options that select, or --all")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from deploy.commands.group import CommandError, Invocation
 
 if TYPE_CHECKING:
     from deploy.replay.pacing import Pace
+    from deploy.replay.run import Order
     from deploy.replay.wanted import Wanted
     from schemas.ids import ResponseId
 
@@ -83,20 +84,7 @@ selecting, running = options(*_SELECTING), options(*_RUNNING)
 @click.option("--dead", is_flag=True, help="Dead letters: the same as --outcome dead.")
 @running
 @click.pass_obj
-def command(
-    invocation: Invocation,
-    /,
-    responses: tuple[str, ...],
-    since: str | None,
-    until: str | None,
-    model: str | None,
-    tenant: str | None,
-    limit: int,
-    priority: Any,
-    outcomes: tuple[str, ...],
-    dead: bool,
-    **given: Any,
-) -> None:
+def command(invocation: Invocation, /, **given: Any) -> None:
     """Run stored jobs again, each as a new response, and compare the answers with the original ones.
 
     By RESPONSE ids, or by what the options say; jobs are kept for a day, answers for two hours, dead letters
@@ -106,13 +94,38 @@ def command(
     Exit code: 0 all ran and none differs, 1 some answer differs, 2 the command could not run, 3 something did
     not run or ended badly, 130 interrupted.
     """
-    found = wanted(responses, since, until, model, tenant, limit, priority, [*outcomes, *["dead"] * dead])
-    selects = (since, until, model, tenant, priority, *outcomes)
-    if not responses and not any(selects) and not dead:
+    sys.exit(run(invocation, order_of(**given)))
+
+
+def order_of(
+    *,
+    responses: tuple[str, ...],
+    since: str | None,
+    until: str | None,
+    model: str | None,
+    tenant: str | None,
+    limit: int,
+    priority: Any = None,
+    outcomes: tuple[Any, ...] = (),
+    dead: bool = False,
+    pace: str | None,
+    speed: float | None,
+    rate: float | None,
+    concurrency: int | None,
+    **given: Any,
+) -> Order:
+    """Raises ``CommandError``."""
+    from deploy.replay.run import Order
+
+    selects = (since, until, model, tenant, priority, dead, *outcomes)
+    if not responses and not any(selects):
         raise CommandError(
             "say which: response ids, or --since, --model, --tenant, --class, --outcome, --dead"
         )
-    sys.exit(run(invocation, found, **given))
+    if sum(each is not None for each in (pace, speed, rate)) > 1:
+        raise CommandError("--pace, --speed and --rate exclude each other")
+    found = wanted(responses, since, until, model, tenant, limit, priority, [*outcomes, *["dead"] * dead])
+    return Order(wanted=found, pace=_pace(pace, speed, rate, concurrency), **given)
 
 
 def wanted(
@@ -122,13 +135,14 @@ def wanted(
     model: str | None,
     tenant: str | None,
     limit: int,
-    priority: Any,
-    outcomes: list[Any],
+    priority: Any = None,
+    outcomes: Sequence[Any] = (),
 ) -> Wanted:
+    """Raises ``CommandError``."""
     from broker.connection import unix_ms
     from deploy.replay.wanted import Wanted, parse_when
 
-    if responses and (since or until or model or tenant or priority or outcomes):
+    if responses and any((since, until, model, tenant, priority, outcomes)):
         raise CommandError("response ids and options that select do not go together")
     now = unix_ms()
     try:
@@ -147,6 +161,7 @@ def wanted(
 
 
 def response_id(text: str) -> ResponseId:
+    """Raises ``CommandError``."""
     from schemas.errors import HeadraceError
     from schemas.ids import parse_response_id
 
@@ -156,21 +171,10 @@ def response_id(text: str) -> ResponseId:
         raise CommandError(f"{text!r} is no response id: they look like resp_01J…") from error
 
 
-def run(
-    invocation: Invocation,
-    found: Wanted,
-    *,
-    pace: str | None,
-    speed: float | None,
-    rate: float | None,
-    concurrency: int | None,
-    **given: Any,
-) -> int:
-    from deploy.replay.run import Order, ReplayError, replay
+def run(invocation: Invocation, order: Order) -> int:
+    """The exit code. Raises ``CommandError``."""
+    from deploy.replay.run import ReplayError, replay
 
-    if sum(each is not None for each in (pace, speed, rate)) > 1:
-        raise CommandError("--pace, --speed and --rate exclude each other")
-    order = Order(wanted=found, pace=_pace(pace, speed, rate, concurrency), **given)
     try:
         return replay(invocation.config(), order)
     except ReplayError as error:

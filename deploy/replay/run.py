@@ -21,7 +21,7 @@ from broker.jetstream import ApiError
 from deploy.replay import report
 from deploy.replay.copies import ChangeError, parse_changes
 from deploy.replay.finding import Finding, Found, find
-from deploy.replay.letters import drop
+from deploy.replay.letters import Letter, drop
 from deploy.replay.pacing import Pace
 from deploy.replay.replays import How, Replays
 from deploy.replay.results import NOT_ALL_RAN, Result, Summary, exit_code, summarize
@@ -66,41 +66,12 @@ class Report(msgspec.Struct, frozen=True):
 
 def replay(config: Config, order: Order) -> int:
     """The exit code. Raises ``ReplayError``."""
-    try:
-        how = How(
-            changes=parse_changes(order.settings),
-            pace=order.pace,
-            keep_class=order.keep_class,
-            poison=order.poison,
-            show_text=order.show_text,
-        )
-    except ChangeError as error:
-        raise ReplayError(str(error)) from error
-    return on_broker(config, lambda broker: _replay(broker, config, order, how))
+    return on_broker(config, lambda broker: replay_on(broker, config, order))
 
 
-def on_broker(config: Config, work: Callable[[Broker], Awaitable[T]]) -> T:
-    """Raises ``ReplayError``."""
-
-    async def run() -> T:
-        broker = await Broker.connect(config.nats, name="replay", wait_s=CONNECT_S)
-        try:
-            return await work(broker)
-        finally:
-            await broker.close()
-
-    try:
-        return asyncio.run(run())
-    except (ApiError, BrokerUnavailable, HeadraceError) as error:
-        raise ReplayError(_said(error)) from error
-    except BaseExceptionGroup as group:
-        known, others = group.split((ApiError, BrokerClosed, HeadraceError, ReplayError))
-        if known is None or others is not None:
-            raise
-        raise ReplayError(_said(_first(known))) from group
-
-
-async def _replay(broker: Broker, config: Config, order: Order, how: How) -> int:
+async def replay_on(broker: Broker, config: Config, order: Order) -> int:
+    """As ``replay``. Raises what the broker brings, too."""
+    how = _how(order)
     finding = await find(broker, order.wanted, with_outcomes=order.dry_run)
     finding.found.sort(key=lambda found: found.stored_unix_ms)
     if order.redrive:
@@ -126,6 +97,41 @@ async def _replay(broker: Broker, config: Config, order: Order, how: How) -> int
     return exit_code(summary) or (NOT_ALL_RAN if finding.unreadable else 0)
 
 
+def on_broker(config: Config, work: Callable[[Broker], Awaitable[T]]) -> T:
+    """Raises ``ReplayError``."""
+
+    async def run() -> T:
+        broker = await Broker.connect(config.nats, name="replay", wait_s=CONNECT_S)
+        try:
+            return await work(broker)
+        finally:
+            await broker.close()
+
+    try:
+        return asyncio.run(run())
+    except (ApiError, BrokerUnavailable, HeadraceError) as error:
+        raise ReplayError(_said(error)) from error
+    except BaseExceptionGroup as group:
+        known, others = group.split((ApiError, BrokerClosed, HeadraceError, ReplayError))
+        if known is None or others is not None:
+            raise
+        raise ReplayError(_said(_first(known))) from group
+
+
+def _how(order: Order) -> How:
+    try:
+        changes = parse_changes(order.settings)
+    except ChangeError as error:
+        raise ReplayError(str(error)) from error
+    return How(
+        changes=changes,
+        pace=order.pace,
+        keep_class=order.keep_class,
+        poison=order.poison,
+        show_text=order.show_text,
+    )
+
+
 def _keep_dead(finding: Finding) -> None:
     for found in finding.found:
         if found.letter is None:
@@ -144,13 +150,20 @@ async def _run(
             async def ended(found: Found, result: Result) -> None:
                 on_end()
                 if order.redrive and found.letter is not None and _got_through(result):
-                    await drop(broker, found.letter)
+                    await _drop(broker, found.letter)
 
             replays = Replays(broker, runner, how, on_begin=on_begin, on_end=ended)
             await _until_interrupted(replays.run(all_found))
         for response in runner.left:
             _warn(f"{response} could not be closed: it ends by its deadline")
     return replays.results
+
+
+async def _drop(broker: Broker, letter: Letter) -> None:
+    try:
+        await drop(broker, letter)
+    except (ApiError, HeadraceError) as error:
+        _warn(f"the dead letter of {letter.response} is still there: {_said(error)}")
 
 
 def _got_through(result: Result) -> bool:
