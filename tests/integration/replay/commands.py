@@ -1,5 +1,5 @@
-"""`headrace replay` and `headrace dead` with an operator's options: in this process, on the test's connection, for
-a process takes a second to start; or as a process, where signals count."""
+"""`headrace replay` and `headrace dead` with an operator's options: in this process, on the test's own
+connection, for a process takes a second to start; or as a process, where signals count."""
 
 from __future__ import annotations
 

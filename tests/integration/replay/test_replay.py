@@ -95,7 +95,7 @@ async def test_a_dry_run_runs_nothing(tester: Client, commands: Commands) -> Non
     assert len(await commands.stored()) == 3
 
 
-async def test_onto_another_model(tester: Client, commands: Commands, config: Config, tmp_path: Path) -> None:
+async def test_onto_another_model(tester: Client, commands: Commands, config: Config) -> None:
     """Its tokenizer is the same, so the ids are, too; the simulated engine answers by them alone."""
     job = tester.job([5, 6], max_tokens=12)
     await answered(tester, job)
