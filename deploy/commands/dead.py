@@ -80,7 +80,9 @@ def order_of(*, everything: bool, yes: bool, responses: tuple[str, ...], **given
     _some(responses, everything, given)
 
     def agree(finding: Finding) -> bool:
-        return yes or _agrees(f"Run {len(finding.found)} dead letters again?")
+        killers = sum(found.letter is not None and found.letter.is_poison for found in finding.found)
+        warning = f", {killers} of which killed their workers" if killers and given["poison"] else ""
+        return yes or _agrees(f"Run {len(finding.found)} dead letters again{warning}?")
 
     return replay.order_of(responses=responses, dead=not responses, redrive=True, agree=agree, **given)
 

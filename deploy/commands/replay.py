@@ -43,7 +43,7 @@ _RUNNING = (
     click.option("--rate", type=_POSITIVE, help="So many a second."),
     click.option(
         "--concurrency",
-        type=click.IntRange(1, 4096),
+        type=click.IntRange(1, 1024),
         help="Never more at once [8; with a pace 256]; without a pace, always so many.",
     ),
     click.option(

@@ -17,6 +17,7 @@ from schemas.job import DeadLetter, Job
 log = logging.getLogger(__name__)
 
 POISON = "poison"
+_OF_THE_READING = ("Nats-Num-Pending", "Nats-Last-Sequence")
 
 
 class Letter(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,7 +94,7 @@ def _read(stored: StoredMessage) -> Letter:
         job_bytes=len(found.job),
         job_subject=found.job_subject,
         prompt_tokens=0 if job is None else len(job.prompt_ids),
-        headers=dict(stored.headers),
+        headers={name: value for name, value in stored.headers.items() if name not in _OF_THE_READING},
     )
 
 

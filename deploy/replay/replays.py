@@ -25,13 +25,14 @@ from gateway.catalog import ModelCard, tokenizer_cache
 from gateway.text import Detokenizer
 from gateway.tokenizer import ChatTokenizer
 from schemas.errors import HeadraceError
-from schemas.ids import new_response_id
+from schemas.ids import ModelToken, new_response_id
 from schemas.job import Job
 
 log = logging.getLogger(__name__)
 
 READ_TRIES = 5
 PAUSE_S = 0.5
+WORKER_LIMIT_S = 30.0  # for a worker that crashed to be back
 AROUND = (8, 16)  # tokens shown before and behind where two answers part
 AROUND_CHARACTERS = (40, 80)
 
@@ -81,6 +82,7 @@ class Replays:
         on_end: Finish = _nothing,
     ) -> None:
         self.results: list[Result] = []
+        self._absent: set[ModelToken] = set()  # waited for in vain
         self._broker = broker
         self._runner = runner
         self._how = how
@@ -128,14 +130,7 @@ class Replays:
         """Raises ``HeadraceError``, ``ApiError``, ``ChangeError``."""
         how, catalog = self._how, self._runner.catalog
         job = await self._patiently(lambda: whole_job(self._broker, found))
-        card = how.onto or catalog.serving(job.model)
-        if card is None:
-            served = ", ".join(card.name for card in catalog.models()) or "none"
-            raise HeadraceError(
-                "no_worker",
-                f"No worker serves {job.model_name} in the revision of then ({job.model}); served now: "
-                f"{served}. Add --onto NAME.",
-            )
+        card = how.onto or await self._card(job)
         old, new = await catalog.tokenizer_of(job.model), await catalog.tokenizer(card)
         same_tokenizer = await self._same_tokenizer(job, card)
         original = await self._account(job, found.stored_unix_ms, old)
@@ -160,6 +155,23 @@ class Replays:
             now_unix_ms=unix_ms(),
         )
         return _Replay(job, copy, original, old, new, same_tokenizer)
+
+    async def _card(self, job: Job) -> ModelCard:
+        """Its own model's. A worker that was there may be about to be there again."""
+        catalog = self._runner.catalog
+        give_up = asyncio.get_running_loop().time() + WORKER_LIMIT_S
+        while (card := catalog.serving(job.model)) is None:
+            late = asyncio.get_running_loop().time() > give_up
+            if late or job.model in self._absent or not catalog.has_seen(job.model):
+                self._absent.add(job.model)
+                served = ", ".join(card.name for card in catalog.models()) or "none"
+                raise HeadraceError(
+                    "no_worker",
+                    f"No worker serves {job.model_name} in the revision of then ({job.model}); served now: "
+                    f"{served}. Add --onto NAME.",
+                )
+            await asyncio.sleep(PAUSE_S)
+        return card
 
     async def _same_tokenizer(self, job: Job, card: ModelCard) -> bool:
         """The same ids mean the same text."""

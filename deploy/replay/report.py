@@ -15,6 +15,7 @@ from deploy.replay.finding import Finding, Found
 from deploy.replay.results import Result, Side, Summary
 
 PIPED_WIDTH = 200  # columns, where there is no terminal whose width counts
+WIDE = 140  # narrower, a table leaves out the new ids
 _STYLES = {"same": "green", "continues": "yellow", "different": "red", "unknown": "dim"}
 
 
@@ -52,24 +53,27 @@ def _show_one(out: Console, result: Result) -> None:
 
 
 def _show_all(out: Console, results: Sequence[Result], summary: Summary) -> None:
+    wide = out.width >= WIDE
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("original", "replay", "answer", "end", "first token, ms", "total, ms"):
+    for name in ("original", *["replay"] * wide, "answer", "end", "first token, ms", "total, ms"):
         table.add_column(name, no_wrap=name in ("original", "replay"))
     for result in results:
+        ids = (result.origin, *[result.response or "-"] * wide)
         if result.comparison is None or result.replay is None:
-            why = f"{result.state}: {result.problem}" if result.problem else result.state
-            table.add_row(result.origin, result.response or "-", Text(why, style="red"))
+            table.add_row(*ids, Text(result.state, style="red"))
             continue
         before, after = result.original, result.replay
         table.add_row(
-            result.origin,
-            result.response,
+            *ids,
             Text(_answer(result), style=_STYLES[result.comparison.answer]),
             _end(after),
             f"{_number(before.ttft_ms if before else None)} → {_number(after.ttft_ms)}",
             f"{_number(before.total_ms if before else None)} → {_number(after.total_ms)}",
         )
     out.print(table)
+    for result in results:
+        if result.problem is not None:
+            out.print(f"{result.origin} {result.state}: {result.problem}", markup=False, soft_wrap=True)
     out.print(_sum(summary), markup=False, soft_wrap=True)
 
 
@@ -120,11 +124,21 @@ def _answer(result: Result) -> str:
         case "same":
             return f"same, {result.replay.tokens if result.replay else 0} tokens"
         case "continues":
-            return f"same as far as the original went, {where}"
+            none = comparison.token == 0 or comparison.character == 0
+            return "the original has no tokens" if none else f"same as far as the original went, {where}"
         case "different":
-            return f"different from {where}{' (sampled without a seed)' if result.sampled else ''}"
+            sampled = " (sampled without a seed)" if result.sampled else ""
+            return f"different from {where}{_ended_there(result)}{sampled}"
         case "unknown":
             return "original not kept"
+
+
+def _ended_there(result: Result) -> str:
+    assert result.comparison is not None
+    for name, side in (("the original ended", result.original), ("the replay ended", result.replay)):
+        if side is not None and side.tokens == result.comparison.token:
+            return f", where {name}"
+    return ""
 
 
 def _where(comparison: Comparison) -> str:

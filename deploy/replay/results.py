@@ -10,6 +10,7 @@ import msgspec
 
 from deploy.replay.account import Account
 from deploy.replay.comparison import Comparison
+from schemas.ids import ResponseId
 
 State = Literal["ran", "refused", "interrupted", "lost"]
 
@@ -36,8 +37,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """``response``: the new one's id, None where none was begun. ``sampled``: another answer each time is to
     be expected, as it has a temperature and no seed. ``problem``: why it did not run."""
 
-    origin: str
-    response: str | None = None
+    origin: ResponseId
+    response: ResponseId | None = None
     model: str
     onto: str | None = None
     tenant: str

@@ -156,7 +156,8 @@ async def _run(
             await _until_interrupted(replays.run(all_found))
         for response in runner.left:
             _warn(f"{response} could not be closed: it ends by its deadline")
-    return replays.results
+    order_of = {found.response: number for number, found in enumerate(all_found)}
+    return sorted(replays.results, key=lambda result: order_of[result.origin])
 
 
 async def _drop(broker: Broker, letter: Letter) -> None:
@@ -277,6 +278,8 @@ def _warn(text: str) -> None:
 
 def _said(error: BaseException) -> str:
     if isinstance(error, NoAnswer):
+        if error.why == "no_responders":
+            return "nothing is stored on this NATS server yet: has Headrace run there?"
         return f"the NATS server does not answer ({error})"
     return error.message if isinstance(error, HeadraceError) else str(error)
 

@@ -11,6 +11,8 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
+
 from broker.connection import Broker, NoAnswer
 from broker.jetstream import ApiError
 from broker.jobs import publish_job
@@ -32,6 +34,7 @@ log = logging.getLogger(__name__)
 STORE_LIMIT_S = 30.0
 CLOSE_LIMIT_S = 5.0
 PAUSE_S = 0.2
+MAX_RESPONSES = 4096  # at once; a gateway's own limit is no measure here
 
 
 class Runner:
@@ -48,11 +51,14 @@ class Runner:
     async def play(self, job: Job, tokenizer: ChatTokenizer) -> None:
         """Returns when it has ended, however. Cancelled, it closes the response first. Raises
         ``HeadraceError``, ``ApiError``: it was not accepted, or cannot be followed, and is closed."""
+        stored = False
         try:
             await self._store(job)
+            stored = True
             await self._follow(job, tokenizer)
-        except (asyncio.CancelledError, HeadraceError, ApiError):
-            await self._close(job)
+        except (asyncio.CancelledError, HeadraceError, ApiError) as error:
+            if stored or isinstance(error, asyncio.CancelledError | NoAnswer):  # else it is known not to be
+                await self._close(job)
             raise
 
     async def _store(self, job: Job) -> None:
@@ -117,10 +123,11 @@ async def running(broker: Broker, config: Config) -> AsyncIterator[Runner]:
     roster = Roster(broker)
     catalog = Catalog(broker, roster)
     background = Background()
+    limits = msgspec.structs.replace(config.gateway, max_responses=MAX_RESPONSES)
     in_flight = InFlight(
         broker,
         gateway,
-        config.gateway,
+        limits,
         background,
         on_ended=lambda entry: None,
         on_held=lambda entry: None,  # what it stores is never held

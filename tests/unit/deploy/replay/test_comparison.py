@@ -10,6 +10,7 @@ from deploy.replay.account import Account
 from deploy.replay.comparison import compare, first_difference, speed
 from deploy.replay.results import Result, Side, exit_code, summarize
 from deploy.replay.wanted import Ending
+from schemas.ids import ResponseId
 
 IDS = st.lists(st.integers(0, 3), max_size=20)
 
@@ -79,7 +80,7 @@ def result(answer: str | None, outcome: str = "completed", state: str = "ran") -
     )
     side = None if answer is None else Side(outcome=outcome, tokens=1, ttft_ms=3, total_ms=5)
     return Result(
-        origin="a",
+        origin=ResponseId("a"),
         model="m",
         tenant="t",
         state=state,
