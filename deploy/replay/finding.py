@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -49,14 +49,8 @@ class Finding:
     more: bool = False
 
 
-async def find(
-    broker: Broker,
-    wanted: Wanted,
-    *,
-    with_outcomes: bool,
-    on_look: Callable[[int], None] = lambda count: None,
-) -> Finding:
-    """``on_look`` is told how many were found so far. Raises ``HeadraceError``, ``ApiError``."""
+async def find(broker: Broker, wanted: Wanted, *, with_outcomes: bool) -> Finding:
+    """``with_outcomes``: also where none is asked for. Raises ``HeadraceError``, ``ApiError``."""
     finding = Finding()
     seen: set[ResponseId] = set()
     async for each in _candidates(broker, wanted, finding):
@@ -71,7 +65,6 @@ async def find(
             break
         seen.add(each.response)
         finding.found.append(each)
-        on_look(len(finding.found))
     return finding
 
 

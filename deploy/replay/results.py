@@ -10,6 +10,7 @@ import msgspec
 
 from deploy.replay.account import Account
 from deploy.replay.comparison import Comparison
+from schemas.errors import ERRORS, QueueAction
 from schemas.ids import ResponseId
 
 State = Literal["ran", "refused", "interrupted", "lost"]
@@ -110,6 +111,14 @@ def summarize(results: Sequence[Result], selected: int) -> Summary:
 
 def ended_badly(result: Result) -> bool:
     return result.replay is not None and result.replay.outcome not in ("completed", "incomplete")
+
+
+def got_through(result: Result) -> bool:
+    """Nothing is lost with the original's dead letter: there is an answer, or another letter."""
+    if result.replay is None:
+        return False
+    dead = result.replay.code in ERRORS and ERRORS[result.replay.code].queue is QueueAction.DEAD
+    return dead or not ended_badly(result)
 
 
 def exit_code(summary: Summary) -> int:

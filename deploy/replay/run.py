@@ -24,7 +24,7 @@ from deploy.replay.finding import Finding, Found, find
 from deploy.replay.letters import Letter, drop
 from deploy.replay.pacing import Pace
 from deploy.replay.replays import How, Replays
-from deploy.replay.results import NOT_ALL_RAN, Result, Summary, exit_code, summarize
+from deploy.replay.results import NOT_ALL_RAN, Result, Summary, exit_code, got_through, summarize
 from deploy.replay.runner import running
 from deploy.replay.wanted import Wanted
 from schemas.config import Config
@@ -149,7 +149,7 @@ async def _run(
 
             async def ended(found: Found, result: Result) -> None:
                 on_end()
-                if order.redrive and found.letter is not None and _got_through(result):
+                if order.redrive and found.letter is not None and got_through(result):
                     await _drop(broker, found.letter)
 
             replays = Replays(broker, runner, how, on_begin=on_begin, on_end=ended)
@@ -165,16 +165,6 @@ async def _drop(broker: Broker, letter: Letter) -> None:
         await drop(broker, letter)
     except (ApiError, HeadraceError) as error:
         _warn(f"the dead letter of {letter.response} is still there: {_said(error)}")
-
-
-def _got_through(result: Result) -> bool:
-    """Nothing is lost with the letter: there is an answer, or another letter."""
-    if result.replay is None:
-        return False
-    return result.replay.outcome in ("completed", "incomplete") or result.replay.code in (
-        "poison",
-        "invalid_job",
-    )
 
 
 async def _until_interrupted(work: Awaitable[None]) -> None:

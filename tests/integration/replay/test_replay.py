@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from pathlib import Path
 
 import msgspec
 import pytest
+from tokenizers import AddedToken, Tokenizer
 
 from broker.log_reader import LogReader
 from deploy.replay.comparison import first_difference
+from gateway.generation import ChatMessage
+from gateway.tokenizer import ChatTokenizer
 from schemas.config import Config
 from schemas.errors import HeadraceError
 from schemas.ids import TenantId
 from schemas.job import Job
 from schemas.reply import Closed
+from tests.integration.conftest import NatsServer
 from tests.integration.replay.commands import Commands, ended_in_order
 from tests.integration.workers.farm import Client, in_process
 from tests.oracle import expected_completion
+from workers.engine import sim_tokenizer
+from workers.engine.sim_tokenizer import write_tokenizer
 
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
 OTHER = "another-sim"  # the same tokenizer, another model
 
 
@@ -172,3 +183,53 @@ async def test_what_cannot_run_says_why(tester: Client, commands: Commands, conf
     with pytest.raises(BaseExceptionGroup) as unknown:
         await commands.replay(job.response, "--onto", "no-such")
     assert unknown.group_contains(HeadraceError, match="There is no model 'no-such'", depth=1)
+
+
+async def test_the_broker_is_killed_meanwhile(
+    tester: Client, commands: Commands, nats_server: NatsServer
+) -> None:
+    job = tester.job([4], max_tokens=600, ignore_eos=True)
+    await answered(tester, job)
+    replaying = asyncio.create_task(commands.replay(job.response, "--json", "-"))
+    (copy,) = await commands.until_copied()
+    while not (await commands.log(copy)).ids:
+        await asyncio.sleep(0.02)
+    nats_server.restart()
+    done = await replaying
+    assert done.code == 0, done.err
+    (result,) = done.json["results"]
+    assert (result["comparison"]["answer"], result["replay"]["tokens"]) == ("same", 600)
+
+
+async def test_onto_a_model_with_another_tokenizer(
+    tester: Client, commands: Commands, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its template is another one, too. The job knows the last turn's message only."""
+    said = [ChatMessage("user", "Hello"), ChatMessage("assistant", "Yes?"), ChatMessage("user", "the river")]
+    old = ChatTokenizer.load(write_tokenizer(tmp_path, config.sim.max_model_len)[0])
+    job = tester.job(old.encode(old.render(said)), max_tokens=12)
+    shown = msgspec.structs.replace(job.presentation, user_text="the river")
+    job = msgspec.structs.replace(job, presentation=shown)
+    await answered(tester, job)
+    build = sim_tokenizer._build
+
+    def build_another() -> Tokenizer:
+        tokenizer = build()
+        tokenizer.add_tokens([AddedToken("river", normalized=False)])
+        return tokenizer
+
+    monkeypatch.setattr(sim_tokenizer, "_build", build_another)
+    monkeypatch.setattr(sim_tokenizer, "_CHAT_TEMPLATE", PLAIN_TEMPLATE)
+    sim = msgspec.structs.replace(config.sim, name=OTHER)
+    async with in_process(msgspec.structs.replace(config, sim=sim)):
+        done = await commands.replay(job.response, "--onto", OTHER, "--json", "-")
+        biased = await commands.replay(job.response, "--onto", OTHER, "--set", 'logit_bias={"5": 1}')
+    assert done.code == 1, done.err
+    (result,) = done.json["results"]
+    assert "character" in result["comparison"]
+    assert "token" not in result["comparison"]
+    new = ChatTokenizer.load(write_tokenizer(tmp_path, config.sim.max_model_len)[0])
+    (copy,) = await commands.copies()
+    assert list(copy.prompt_ids) == new.encode("user: Hello\nassistant: Yes?\nuser: the river\nassistant:")
+    assert list(copy.prompt_ids) != new.encode(old.render(said))
+    assert "change it, as by --set logit_bias=null" in biased.out

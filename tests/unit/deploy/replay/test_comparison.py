@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.replay.account import Account
 from deploy.replay.comparison import compare, first_difference, speed
-from deploy.replay.results import Result, Side, exit_code, summarize
+from deploy.replay.results import Result, Side, exit_code, got_through, summarize
 from deploy.replay.wanted import Ending
 from schemas.ids import ResponseId
 
@@ -104,6 +105,28 @@ def result(answer: str | None, outcome: str = "completed", state: str = "ran") -
 )
 def test_a_script_is_told_the_worst(results: list[Result], code: int) -> None:
     assert exit_code(summarize(results, len(results))) == code
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "through"),
+    [
+        ("completed", None, True),
+        ("incomplete", None, True),
+        ("failed", "poison", True),
+        ("failed", "invalid_job", True),
+        ("failed", "deadline_exceeded", False),
+        ("failed", "engine_rejected", False),
+        ("failed", "of-a-newer-version", False),
+        ("cancelled", None, False),
+    ],
+)
+def test_a_letter_goes_when_nothing_is_lost_with_it(outcome: str, code: str | None, through: bool) -> None:
+    side = Side(outcome=outcome, code=code, tokens=0)
+    assert got_through(msgspec.structs.replace(result("same"), replay=side)) is through
+
+
+def test_one_that_did_not_run_keeps_its_letter() -> None:
+    assert not got_through(result(None, state="refused"))
 
 
 def test_what_was_not_begun_was_interrupted() -> None:
