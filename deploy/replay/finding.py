@@ -21,7 +21,7 @@ from schemas.errors import HeadraceError
 from schemas.ids import ResponseId
 from schemas.job import Job
 
-PAGE = 200  # jobs of one answer; each may have a prompt of a megabyte
+PAGE = 64  # jobs of one answer; each may have a prompt of a megabyte
 
 
 @dataclass(frozen=True, slots=True)
