@@ -215,7 +215,7 @@ async def test_onto_a_model_with_another_tokenizer(
 
     def build_another() -> Tokenizer:
         tokenizer = build()
-        tokenizer.add_tokens([AddedToken("river", normalized=False)])
+        tokenizer.add_tokens([AddedToken("unheard-of", normalized=False)])
         return tokenizer
 
     monkeypatch.setattr(sim_tokenizer, "_build", build_another)
