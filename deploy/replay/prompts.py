@@ -68,6 +68,7 @@ def _messages(job: Job, old: ChatTokenizer) -> tuple[ChatMessage, ...]:
             return tuple(own)
     except HeadraceError:  # the template takes no such messages alone: there were some before
         pass
+    # Half a character, at the end of an answer that was cut, is what its client was shown: U+FFFD.
     text = b"".join(map(old.detokenizer.token_bytes, job.prompt_ids)).decode(errors="replace")
     messages = explain(text, old.render)
     if messages is None:
