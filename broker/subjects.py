@@ -111,5 +111,9 @@ def worker_ping(worker: WorkerId) -> str:
     return f"hr.worker.{worker}.ping"
 
 
+def dead_of_response(response: ResponseId) -> str:
+    return f"hr.dead.*.{response}"
+
+
 def dead(model: ModelToken, response: ResponseId) -> str:
     return f"hr.dead.{model}.{response}"

@@ -8,9 +8,9 @@ PARTS = ("edge", "queue", "prefill", "decode", "reconnect", "transport")  # as g
 
 
 def latency_parts(response: JsonObject, measured_ms: float) -> dict[str, float]:
-    """Milliseconds by part, which add up to ``measured_ms``, the time from the request to the last event on
-    the client's own clock. What is none of the service's is ``network``: the way there and back, and what
-    this client waited for a connection where that held its answer up. Empty where the gateway tells nothing."""""
+    """Milliseconds by part, which add up to ``measured_ms``: from the request to the last event, on the
+    client's own clock. What is none of the service's is ``network``: the way there and back, and what this
+    client waited for a connection where that held its answer up. Empty where the gateway tells nothing."""
     timings = response.get("timings")
     if not isinstance(timings, dict):
         return {}

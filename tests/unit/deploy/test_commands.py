@@ -14,7 +14,7 @@ from deploy.commands.config import masked
 from gateway.client.client import _socket_url
 
 HEAVY = ("torch", "vllm", "transformers", "nats", "redis", "fastapi", "uvicorn", "rich", "websockets")
-COMMANDS = ("up", "gateway", "worker", "model", "chat", "bench", "decode", "config", "version")
+COMMANDS = ("up", "gateway", "worker", "model", "chat", "bench", "trace", "decode", "config", "version")
 
 CHECK_IMPORTS = """
 import sys
