@@ -43,6 +43,10 @@ def job_filter(model: ModelToken, priority: Priority, lane: Lane) -> str:
     return f"hr.job.{model}.{priority}.{lane}.*"
 
 
+def jobs_of_model(model: ModelToken) -> str:
+    return f"hr.job.{model}.>"
+
+
 def job_consumer(model: ModelToken, priority: Priority, lane: Lane) -> str:
     """Name of the durable pull consumer that all workers of a model share."""
     return f"{model}-{priority}-{lane}"

@@ -173,6 +173,11 @@ class Pipeline:
         return self._router.offers()
 
     @property
+    def in_flight(self) -> int:
+        """Responses that this gateway accepted, or follows for another one's client, and that go on."""
+        return len(self._in_flight)
+
+    @property
     def quiet(self) -> bool:
         """Nothing is in flight, and what ended is remembered."""
         return not (self._in_flight or self._background or self._submitting)
