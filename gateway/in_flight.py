@@ -115,7 +115,7 @@ class InFlight:
             self._remove(entry)
 
     def begin(self, entry: Entry) -> None:
-        """The job is stored: it may be found, and its times begin to count."""
+        """The job is stored: it may be found, and its deadline counts."""
         live = entry.live
         entry.settled.set()
         if live.end is None:
