@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 import msgspec
 import nats.errors
 from nats.aio.msg import Msg
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 from broker.connection import Broker
 from broker.metrics import RequestMetrics
@@ -148,7 +148,11 @@ def endpoint_stats(
     )
 
 
-def _samples(metric: Counter | Histogram, suffix: str) -> list[tuple[dict[str, str], float]]:
+def total(gauge: Gauge) -> int:
+    return int(sum(value for _, value in _samples(gauge, "")))
+
+
+def _samples(metric: Counter | Gauge | Histogram, suffix: str) -> list[tuple[dict[str, str], float]]:
     """Over all label sets."""
     return [
         (sample.labels, sample.value)

@@ -82,6 +82,7 @@ class Live:
         self.finished_unix_ms: float | None = None
         self._is_own = is_own
         self._received_unix_ms = job.received_unix_ms or float(job.created_unix_ms)
+        self._sent_unix_ms = self._received_unix_ms + job.edge_ms
         self._clock = StageClock()
         self._log = LogReader()
         self._detokenizer = detokenizer
@@ -202,8 +203,7 @@ class Live:
     # -- what happens -------------------------------------------------------------------------------
 
     def feed(self, seq: int, message: ReplyMessage, stored_unix_ms: float) -> None:
-        """A message of the log, in stream order, and when it was stored. After the end nothing changes any
-        more."""
+        """A message of the log, in stream order, and when it was stored. After the end nothing changes."""
         if self.end is not None:
             return
         step = self._log.feed(seq, message)
@@ -251,10 +251,6 @@ class Live:
     def _when(self, stored_unix_ms: float) -> float:
         """Its client is told of what was stored then."""
         return now_ms() if self._is_own else stored_unix_ms
-
-    @property
-    def _sent_unix_ms(self) -> float:
-        return self._received_unix_ms + self.job.edge_ms
 
     def _stop(self, end: LogEnd | None, stored_unix_ms: float) -> None:
         total = min(len(self._pieces), len(self._log.ids))

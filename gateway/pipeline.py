@@ -34,7 +34,7 @@ from gateway.entry import Accepted, Entry
 from gateway.erasure import Erased
 from gateway.generation import Generation
 from gateway.in_flight import InFlight
-from gateway.jobs import make_job, request_digest
+from gateway.jobs import make_job, request_digest, sent
 from gateway.joining import Joining
 from gateway.live import Live, now_ms
 from gateway.lookup import Lookup, refused
@@ -173,11 +173,6 @@ class Pipeline:
     def offers(self) -> list[Offer]:
         """The names that a request may give for a model."""
         return self._router.offers()
-
-    @property
-    def in_flight(self) -> int:
-        """Responses that this gateway accepted, or follows for another one's client, and that go on."""
-        return len(self._in_flight)
 
     @property
     def quiet(self) -> bool:
@@ -330,14 +325,10 @@ class Pipeline:
         card: ModelCard,
         ticket: Ticket,
     ) -> Live:
-        received = generation.received_unix_ms
-        if received:
-            job = msgspec.structs.replace(
-                job, received_unix_ms=received, edge_ms=max(0.0, now_ms() - received)
-            )
+        job = sent(job, generation.received_unix_ms, now_ms())
         detokenizer = tokenizer.detokenizer_of(job.presentation.shape)
         live = Live(job, detokenizer, self._in_flight, is_own=True)
-        counted = Meter(card.name, received or job.created_unix_ms)
+        counted = Meter(card.name, generation.received_unix_ms or job.created_unix_ms)
         accepted = Accepted(opened, tokenizer, counted, ticket)
         if job.response in self._in_flight:  # another gateway was quicker, and somebody follows it here
             raise NotFirst

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from broker import subjects
 from broker.connection import Broker
 from broker.metrics import GATEWAY
-from broker.service import Endpoint, EndpointStats, Service, answer_services, endpoint_stats
+from broker.service import Endpoint, EndpointStats, Service, answer_services, endpoint_stats, total
 from gateway.pipeline import Pipeline
 
 NAME = "headrace-gateway"
@@ -37,7 +37,8 @@ async def answer(broker: Broker, pipeline: Pipeline, url: str) -> None:
             "ready": ready,
             "state": reason,
             "models": [card.name for card in pipeline.models()],
-            "in_flight": pipeline.in_flight,
+            "running": total(GATEWAY.running),
+            "waiting": total(GATEWAY.waiting),
         }
         return [endpoint_stats(responses, GATEWAY, failures=("failed",), data=data)]
 
