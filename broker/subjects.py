@@ -48,6 +48,10 @@ def jobs_of_class(priority: Priority | None) -> str:
     return f"hr.job.*.{priority or '*'}.*.*"
 
 
+def jobs_of_model(model: ModelToken) -> str:
+    return f"hr.job.{model}.>"
+
+
 def job_consumer(model: ModelToken, priority: Priority, lane: Lane) -> str:
     """Name of the durable pull consumer that all workers of a model share."""
     return f"{model}-{priority}-{lane}"
@@ -114,6 +118,10 @@ def erased(response: ResponseId) -> str:
 
 def worker_ping(worker: WorkerId) -> str:
     return f"hr.worker.{worker}.ping"
+
+
+def dead_of_response(response: ResponseId) -> str:
+    return f"hr.dead.*.{response}"
 
 
 def dead(model: ModelToken, response: ResponseId) -> str:

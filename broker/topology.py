@@ -128,7 +128,10 @@ def _stream(
     max_bytes: int = -1,
     max_msgs: int = -1,
     republish: Republish | None = None,
+    grammar: str,
+    headers: str,
 ) -> StreamConfig:
+    """``grammar``, ``headers``: what `nats stream info` shows of the subjects and headers in it."""
     return StreamConfig(
         name=name,
         description=description,
@@ -143,7 +146,12 @@ def _stream(
         duplicate_window=int(min(DUPLICATE_WINDOW_S, max_age_s) * NS),
         allow_direct=True,
         republish=republish,
-        metadata={"headrace": "1"},
+        metadata={
+            "headrace": "1",
+            "headrace-subjects": grammar,
+            "headrace-headers": headers,
+            "headrace-payload": "MessagePack, read it with --translate 'headrace decode'",
+        },
     )
 
 
@@ -181,6 +189,9 @@ def streams(config: Nats) -> tuple[StreamConfig, ...]:
             max_age_s=config.jobs_max_age_s,
             max_bytes=config.jobs_max_bytes,
             max_msgs=config.jobs_max_messages,
+            grammar="hr.job.<model>.<class>.<fair, over or held>.<response>",
+            headers="Hr-Response Hr-Tenant Hr-Session Hr-Gateway Hr-Model Hr-Class Hr-Deadline "
+            "Hr-Prompt-Tokens",
         ),
         _stream(
             config,
@@ -190,6 +201,8 @@ def streams(config: Nats) -> tuple[StreamConfig, ...]:
             max_age_s=config.replies_max_age_s,
             max_bytes=config.replies_max_bytes,
             republish=Republish(src=subjects.REPLIES_SUBJECTS, dest=f"{subjects.LIVE_PREFIX}>"),
+            grammar="hr.reply.<gateway>.<response>.<session>.<t: tokens and ends, f: fences and closings>",
+            headers="none on tokens, which would double what they cost; Nats-Msg-Id on the others",
         ),
         _stream(
             config,
@@ -198,6 +211,8 @@ def streams(config: Nats) -> tuple[StreamConfig, ...]:
             (subjects.DEAD_SUBJECTS,),
             max_age_s=DEAD_MAX_AGE_S,
             max_bytes=DEAD_MAX_BYTES,
+            grammar="hr.dead.<model>.<response>",
+            headers="Hr-Response Hr-Code",
         ),
         _bucket(
             config,

@@ -70,6 +70,14 @@ def make_job(
     )
 
 
+def sent(job: Job, received_unix_ms: float, now_unix_ms: float) -> Job:
+    """With what its edge took so far: it goes to the queue now. ``received_unix_ms`` 0: not told."""
+    if not received_unix_ms:
+        return job
+    edge_ms = max(0.0, now_unix_ms - received_unix_ms)
+    return msgspec.structs.replace(job, received_unix_ms=received_unix_ms, edge_ms=edge_ms)
+
+
 def request_digest(generation: Generation) -> str:
     """Tells a repeated request from another one that came under the same idempotency key."""
     asked = (

@@ -14,6 +14,7 @@ from broker.cache import connect_redis
 from broker.connection import Broker
 from broker.process import Shutdown, run_process
 from broker.settings import ConfigError
+from gateway import service
 from gateway.api.app import build
 from gateway.api.front import Front
 from gateway.api.guard import is_loopback
@@ -76,7 +77,9 @@ async def serve(config: Config, shutdown: Shutdown, place: Place | None = None) 
                 host, port = listener.getsockname()[:2]
                 _settle_memory()
                 scheme = "https" if config.gateway.tls_cert else "http"
-                log.info("listening on %s://%s:%d", scheme, f"[{host}]" if ":" in host else host, port)
+                url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+                await service.answer(broker, pipeline, url)
+                log.info("listening on %s", url)
                 await shutdown.requested.wait()
                 await front.drain()
                 server.should_exit = True

@@ -34,9 +34,9 @@ from gateway.entry import Accepted, Entry
 from gateway.erasure import Erased
 from gateway.generation import Generation
 from gateway.in_flight import InFlight
-from gateway.jobs import make_job, request_digest
+from gateway.jobs import make_job, request_digest, sent
 from gateway.joining import Joining
-from gateway.live import Live
+from gateway.live import Live, now_ms
 from gateway.lookup import Lookup, refused
 from gateway.meter import Meter
 from gateway.redis_health import RedisHealth
@@ -326,8 +326,9 @@ class Pipeline:
         card: ModelCard,
         ticket: Ticket,
     ) -> Live:
+        job = sent(job, generation.received_unix_ms, now_ms())
         detokenizer = tokenizer.detokenizer_of(job.presentation.shape)
-        live = Live(job, detokenizer, self._in_flight, received_unix_ms=generation.received_unix_ms)
+        live = Live(job, detokenizer, self._in_flight, is_own=True)
         counted = Meter(card.name, generation.received_unix_ms or job.created_unix_ms)
         accepted = Accepted(opened, tokenizer, counted, ticket)
         if job.response in self._in_flight:  # another gateway was quicker, and somebody follows it here
@@ -350,7 +351,7 @@ class Pipeline:
             self._in_flight.begin(entry)
         elif isinstance(opening, Closed) and log_seq is not None:  # its log's first message, and the last
             self._in_flight.begin(self._in_flight.register(live, accepted))
-            self._in_flight.feed(job.response, log_seq, opening)
+            self._in_flight.feed(job.response, log_seq, opening, now_ms())
         if opening is None:
             ticket.stored(live, queue_seq)
         return live

@@ -22,6 +22,7 @@ from broker.process import Shutdown
 from schemas.config import Config
 from schemas.ids import ModelToken, ResponseId, WorkerId, model_token, new_process_id
 from schemas.presence import WorkerCard, WorkerState
+from workers import service
 from workers.engine.base import Delta, Engine, EngineDead, EngineInfo
 from workers.engine.factory import make_engine
 from workers.lifeline import Lifeline
@@ -67,6 +68,7 @@ class Worker:
         self._state: WorkerState = "ready"
         self._announce = asyncio.Event()
         self._tokens = 0
+        self._tokens_per_s = 0.0
         self._started_unix_ms = unix_ms()
 
     async def run(self, shutdown: Shutdown) -> None:
@@ -130,6 +132,7 @@ class Worker:
         reserved = min(self._config.worker.reserved_slots, info.slots - 1)
         puller = JobPuller(broker, model, on_job=on_job, reserved=reserved)
         await presence.answer_pings(broker, self.id)
+        await service.answer(broker, lambda: self._card(info, model))
         await broker.nc.subscribe(subjects.cancel(ResponseId("*")), cb=self._nudge)
         self._show_load(info)
         if self._on_loaded is not None:
@@ -232,20 +235,20 @@ class Worker:
 
     async def _keep_announcing(self, broker: Broker, info: EngineInfo, model: ModelToken) -> None:
         clock = asyncio.get_running_loop().time
-        before_s, before_tokens, tokens_per_s = clock(), self._tokens, 0.0
+        before_s, before_tokens = clock(), self._tokens
         while True:
             if (passed_s := clock() - before_s) >= self._config.worker.presence_interval_s / 2:
-                tokens_per_s = (self._tokens - before_tokens) / passed_s
+                self._tokens_per_s = (self._tokens - before_tokens) / passed_s
                 before_s, before_tokens = clock(), self._tokens
             self._announce.clear()
-            await presence.announce(broker, self._card(info, model, tokens_per_s))
+            await presence.announce(broker, self._card(info, model))
             try:
                 async with asyncio.timeout(self._config.worker.presence_interval_s):
                     await self._announce.wait()
             except TimeoutError:
                 pass  # the regular one
 
-    def _card(self, info: EngineInfo, model: ModelToken, tokens_per_s: float) -> WorkerCard:
+    def _card(self, info: EngineInfo, model: ModelToken) -> WorkerCard:
         assert self._engine is not None
         load = self._engine.load()
         return WorkerCard(
@@ -258,7 +261,7 @@ class Worker:
             slots=info.slots,
             running=load.running,
             waiting=load.waiting,
-            tokens_per_s=round(tokens_per_s, 1),
+            tokens_per_s=round(self._tokens_per_s, 1),
             kv_cache_usage=load.kv_cache_usage,
             max_model_len=info.max_model_len,
             vocab_size=info.vocab_size,

@@ -24,6 +24,7 @@ _COMMANDS = {
     "bench": ("bench", "Load a server, this one or another, and measure it."),
     "replay": ("replay", "Run stored jobs again and compare the answers."),
     "dead": ("dead", "Look at dead letters, run them again, drop them."),
+    "trace": ("trace", "Show the whole life of one response."),
     "decode": ("decode", "Turn MessagePack on stdin into JSON on stdout."),
     "config": ("config", "Explain the configuration."),
     "version": ("version", "Show the version."),

@@ -41,12 +41,12 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def read_account(
-    broker: Broker, job: Job, stored_unix_ms: int, detokenizer: Detokenizer
+    broker: Broker, job: Job, stored_unix_ms: float, detokenizer: Detokenizer
 ) -> Account | None:
     """None: nothing of its log is kept. Raises ``HeadraceError``, ``ApiError``."""
     log = LogReader()
-    started_at: int | None = None
-    marks: list[tuple[int, int]] = []  # so many tokens were stored, and when
+    started_at: float | None = None
+    marks: list[tuple[int, float]] = []  # so many tokens were stored, and when
     async for item in read_stored(broker, subjects.REPLIES, subjects.replies_of_response(job.response)):
         message = decode_stored(item)
         if message is None:
@@ -60,8 +60,8 @@ async def read_account(
     if outcome is None:
         return None
 
-    def since(at_unix_ms: int | None) -> float | None:
-        return None if at_unix_ms is None else float(max(0, at_unix_ms - stored_unix_ms))
+    def since(at_unix_ms: float | None) -> float | None:
+        return None if at_unix_ms is None else max(0.0, at_unix_ms - stored_unix_ms)
 
     queue_ms = since(started_at)
     ttft_ms = since(next((at for count, at in marks if count), None))

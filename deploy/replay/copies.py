@@ -110,4 +110,6 @@ def copy_of(
         replay_of=job.response,
         request_digest="",
         held=False,
+        received_unix_ms=0.0,
+        edge_ms=0.0,
     )

@@ -159,7 +159,7 @@ async def _page(broker: Broker, response: ResponseId, show_text: bool) -> Page:
     prompt = await _text(broker, job) if show_text and job is not None else None
     page = Page(
         response=found.response,
-        died_unix_ms=found.stored_unix_ms,
+        died_unix_ms=round(found.stored_unix_ms),
         stored_seq=found.seq,
         subject=found.subject,
         job_subject=found.job_subject,
@@ -200,7 +200,7 @@ async def _text(broker: Broker, job: Job) -> str:
 def _line(letter: Letter) -> Line:
     return Line(
         response=letter.response,
-        died_unix_ms=letter.stored_unix_ms,
+        died_unix_ms=round(letter.stored_unix_ms),
         model=letter.model,
         tenant=None if letter.job is None else letter.job.tenant,
         code=letter.code,

@@ -31,7 +31,7 @@ class Found:
 
     job: Job
     prompt_tokens: int
-    stored_unix_ms: int
+    stored_unix_ms: float
     letter: Letter | None = None
     outcome: Outcome | None = None
 
@@ -153,7 +153,7 @@ async def _with_outcome(broker: Broker, found: Found) -> Found:
     return Found(found.job, found.prompt_tokens, found.stored_unix_ms, found.letter, outcome)
 
 
-def _found(job: Job, stored_unix_ms: int, letter: Letter | None) -> Found:
+def _found(job: Job, stored_unix_ms: float, letter: Letter | None) -> Found:
     bare = msgspec.structs.replace(job, prompt_ids=())
     return Found(bare, len(job.prompt_ids), stored_unix_ms, letter)
 

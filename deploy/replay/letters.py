@@ -27,7 +27,7 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
     response: ResponseId
     subject: str
     seq: int
-    stored_unix_ms: int
+    stored_unix_ms: float
     code: str
     message: str
     history: tuple[str, ...]

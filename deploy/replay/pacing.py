@@ -18,7 +18,7 @@ class Pace:
     rate: float | None = None
     at_once: int = AT_ONCE
 
-    def starts(self, stored_unix_ms: Sequence[int]) -> list[float]:
+    def starts(self, stored_unix_ms: Sequence[float]) -> list[float]:
         """``stored_unix_ms``: of the originals, in the order in which they are to run."""
         if self.rate is not None:
             return [number / self.rate for number in range(len(stored_unix_ms))]

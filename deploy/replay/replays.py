@@ -227,7 +227,7 @@ class Replays:
         ids = account.ids[max(0, at - before) : at + behind]
         return ids, detokenizer.decode(ids)
 
-    async def _account(self, job: Job, stored_unix_ms: int, tokenizer: ChatTokenizer) -> Account | None:
+    async def _account(self, job: Job, stored_unix_ms: float, tokenizer: ChatTokenizer) -> Account | None:
         detokenizer = tokenizer.detokenizer_of(job.presentation.shape)
         return await self._patiently(lambda: read_account(self._broker, job, stored_unix_ms, detokenizer))
 

@@ -230,7 +230,7 @@ def _listed(found: Found) -> _Listed:
     job = found.job
     return _Listed(
         response=found.response,
-        stored_unix_ms=found.stored_unix_ms,
+        stored_unix_ms=round(found.stored_unix_ms),
         model=job.model_name,
         tenant=job.tenant,
         priority=job.priority,

@@ -39,7 +39,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     def only_dead(self) -> bool:
         return self.outcomes == {"dead"}
 
-    def takes(self, job: Job, at_unix_ms: int) -> bool:
+    def takes(self, job: Job, at_unix_ms: float) -> bool:
         """Whatever its outcome."""
         return (
             self.takes_time(at_unix_ms)
@@ -48,7 +48,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
             and self.priority in (None, job.priority)
         )
 
-    def takes_time(self, at_unix_ms: int) -> bool:
+    def takes_time(self, at_unix_ms: float) -> bool:
         after = self.since_unix_ms is None or at_unix_ms >= self.since_unix_ms
         return after and (self.until_unix_ms is None or at_unix_ms < self.until_unix_ms)
 

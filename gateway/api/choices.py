@@ -17,12 +17,13 @@ from gateway.api.http_request import (
     give_up_all,
     idempotency_key,
     json_answer,
+    received_unix_ms,
     submit,
     traceparent,
     until_ended_for,
 )
 from gateway.generation import Ended, Generation
-from gateway.live import Live, now_ms
+from gateway.live import Live
 from gateway.router import estimate_request
 from schemas.errors import HeadraceError
 from schemas.job import Route
@@ -72,7 +73,7 @@ async def generate_choices(
     generations = to_generations(
         caller=caller_of(request),
         limits=front.limits,
-        received_unix_ms=now_ms(),
+        received_unix_ms=received_unix_ms(request),
         traceparent=traceparent(request),
     )
     generations = [as_asked(request, generation) for generation in generations]

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from typing import cast
 
 import msgspec
 from msgspec.structs import replace
@@ -41,7 +42,13 @@ async def read_object(request: Request, max_bytes: int) -> JsonObject:
         body += chunk
         if len(body) > max_bytes:
             raise too_large(max_bytes)
+    request.state.received_unix_ms = now_ms()
     return decode_object(bytes(body))
+
+
+def received_unix_ms(request: Request) -> float:
+    """When its body was here."""
+    return cast("float", request.state.received_unix_ms)
 
 
 def traceparent(request: Request) -> str | None:
@@ -73,7 +80,7 @@ async def generate(
     generation = to_generation(
         caller=caller_of(request),
         limits=front.limits,
-        received_unix_ms=now_ms(),
+        received_unix_ms=received_unix_ms(request),
         traceparent=traceparent(request),
     )
     generation = as_asked(request, replace(generation, idempotency_key=idempotency_key(request)))

@@ -84,11 +84,12 @@ class ResponsesSession:
         origin = Origin()
         try:
             raw = await self._socket.receive()
+            received = now_ms()
             kind, event_id = raw.pop("type", None), raw.pop("event_id", None)
             origin = Origin(_if_text(event_id), _if_text(raw.get("stream_id")))
             match kind:
                 case "response.create":
-                    self._create(tasks, raw, origin)
+                    self._create(tasks, raw, origin, received)
                 case "response.cancel":
                     self._cancel(tasks, raw, origin)
                 case "response.resume":
@@ -105,13 +106,15 @@ class ResponsesSession:
         except Exception as error:
             await self._tell(error, origin)
 
-    def _create(self, tasks: asyncio.TaskGroup, raw: JsonObject, origin: Origin) -> None:
+    def _create(
+        self, tasks: asyncio.TaskGroup, raw: JsonObject, origin: Origin, received_unix_ms: float
+    ) -> None:
         params = parse_create(raw)
         if params.stream is False:
             problem = "A WebSocket carries events only: leave stream out."
             raise HeadraceError("unsupported_parameter", problem, param="stream")
         generation = to_generation(
-            params, caller=self._caller, limits=self._front.limits, received_unix_ms=now_ms()
+            params, caller=self._caller, limits=self._front.limits, received_unix_ms=received_unix_ms
         )
         earlier = self._lanes.get(params.stream_id) if params.stream_id is not None else None
         generate = partial(self._generate, generation, origin, earlier)

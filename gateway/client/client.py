@@ -18,6 +18,7 @@ from gateway.client.backoff import Backoff
 from gateway.client.connection import Heartbeat
 from gateway.client.errors import JsonObject, ResponseError, of_failed
 from gateway.client.follower import Follower
+from gateway.client.latency import latency_parts
 from gateway.client.link import Link, Site
 from gateway.client.stream import StreamState
 
@@ -27,11 +28,18 @@ _SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
 @dataclass(frozen=True)
 class Answer:
     """``response``: the response object of the terminal event; its ``status`` is ``completed``,
-    ``incomplete`` (``incomplete_details`` says why) or ``cancelled``."""
+    ``incomplete`` (``incomplete_details`` says why) or ``cancelled``. ``measured_ms``: from the request to
+    that event, on this client's clock."""
 
     text: str
     response: JsonObject
     response_id: str
+    measured_ms: float
+
+    @property
+    def latency_parts(self) -> dict[str, float]:
+        """Where ``measured_ms`` went: milliseconds by part, ``network`` among them."""
+        return latency_parts(self.response, self.measured_ms)
 
 
 class Client:
@@ -112,6 +120,7 @@ class Client:
         for a response that failed."""
         text: list[str] = []
         event: JsonObject = {}
+        begun_s = time.perf_counter()
         async with aclosing(self.stream(input=input, idempotency_key=idempotency_key, **params)) as events:
             async for event in events:
                 if event["type"] == "response.output_text.delta":
@@ -119,7 +128,8 @@ class Client:
         response = event["response"]
         if event["type"] == "response.failed":
             raise of_failed(response)
-        return Answer("".join(text), response, response["id"])
+        measured_ms = (time.perf_counter() - begun_s) * 1000
+        return Answer("".join(text), response, response["id"], measured_ms)
 
     async def resume(self, response_id: str, starting_after: int = -1) -> AsyncGenerator[JsonObject, None]:
         """The events of a response behind number ``starting_after``, as ``stream`` gives them."""

@@ -221,7 +221,7 @@ async def test_the_waterfall_adds_up_to_what_the_browser_measured(page: Page) ->
     await phase(page, "truncated")
     await answer(page).get_by_text("First token").click()
     await expect(answer(page).locator("dt")).to_contain_text(
-        ["Edge", "Queue", "Prefill", "Decode", "Delivery", "Network", "In all"]
+        ["Edge", "Queue", "Prefill", "Decode", "Transport", "Network", "In all"]
     )
     (record,) = await kept(page)
     meta = record["turns"][1]["meta"]

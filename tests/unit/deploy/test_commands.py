@@ -23,6 +23,7 @@ COMMANDS = (
     "bench",
     "replay",
     "dead",
+    "trace",
     "decode",
     "config",
     "version",

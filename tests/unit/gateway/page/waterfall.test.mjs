@@ -7,38 +7,42 @@ import { duration, waterfall } from "../../../../gateway/page/waterfall.js"
 
 const TOLD = {
   edge_ms: 3,
-  queue_ms: 40,
+  queue_ms: 42,
   engine_queue_ms: 2,
   prefill_ms: 55,
   decode_ms: 400,
+  reconnect_ms: 0,
+  transport_ms: 10,
   ttft_ms: 105,
   total_ms: 510,
 }
 const asMap = ({ parts }) => Object.fromEntries(parts.map(({ name, ms }) => [name, ms]))
 const sumOf = ({ parts }) => parts.reduce((sum, { ms }) => sum + (ms ?? 0), 0)
 
-test("all told: the service's rest is delivery, the browser's is the network", () => {
+test("all told: what is the browser's alone is the network", () => {
   const fall = waterfall(TOLD, 660)
-  assert.deepEqual(asMap(fall), { edge: 3, queue: 42, prefill: 55, decode: 400, delivery: 10, network: 150 })
-  assert.deepEqual(fall.parts.map(({ name }) => name), ["edge", "queue", "prefill", "decode", "delivery", "network"])
+  assert.deepEqual(asMap(fall), { edge: 3, queue: 42, prefill: 55, decode: 400, transport: 10, network: 150 })
+  assert.deepEqual(fall.parts.map(({ name }) => name), ["edge", "queue", "prefill", "decode", "transport", "network"])
   assert.equal(fall.totalMs, 660)
 })
 
-test("what the worker did not tell is one part, not guessed apart", () => {
-  const cancelled = { ...TOLD, queue_ms: null, engine_queue_ms: null, prefill_ms: null, decode_ms: null }
-  const { parts } = waterfall(cancelled, 660)
-  assert.deepEqual(parts[1], { name: "untold", of: ["queue", "prefill", "decode"], ms: 507 })
-  assert.deepEqual(parts[2], { name: "network", ms: 150 })
+test("a worker that was lost is a part of its own", () => {
+  const fall = waterfall({ ...TOLD, reconnect_ms: 90, total_ms: 600 }, 660)
+  assert.equal(asMap(fall).reconnect, 90)
+  assert.equal(asMap(fall).network, 60)
 })
 
-test("a gateway that did not accept the response does not know its edge", () => {
-  const { parts } = waterfall({ ...TOLD, edge_ms: null }, 660)
-  assert.deepEqual(parts.find(({ name }) => name === "untold"), { name: "untold", of: ["edge"], ms: 13 })
+test("what an older gateway did not tell is one part, not guessed apart", () => {
+  const older = { ...TOLD, prefill_ms: null, decode_ms: null, reconnect_ms: undefined, transport_ms: undefined }
+  const { parts } = waterfall(older, 660)
+  assert.deepEqual(parts[2], { name: "untold", of: ["prefill", "decode", "reconnect", "transport"], ms: 465 })
+  assert.deepEqual(parts[3], { name: "network", ms: 150 })
 })
 
 test("no timings at all: the whole is told, and that it cannot be taken apart", () => {
   const fall = waterfall({}, 660)
-  assert.deepEqual(fall.parts, [{ name: "untold", of: ["edge", "queue", "prefill", "decode"], ms: 660 }])
+  const of = ["edge", "queue", "prefill", "decode", "reconnect", "transport"]
+  assert.deepEqual(fall.parts, [{ name: "untold", of, ms: 660 }])
 })
 
 test("sent by an earlier load of the page: the network is unknown", () => {
