@@ -32,6 +32,7 @@ JOB_APART = frozenset(
         "presentation",  # its own fields below
         "priority",
         "replay_of",
+        "request_id",
         "request_digest",
         "response",
         "sampling",  # its own fields, too

@@ -82,7 +82,8 @@ class Live:
         self._accepted_unix_ms: float | None = None  # the job is stored
         self.first_text_unix_ms: float | None = None
         self.finished_unix_ms: float | None = None
-        self._received_unix_ms = received_unix_ms or float(job.created_unix_ms)
+        self.received_unix_ms = received_unix_ms or float(job.created_unix_ms)
+        self.resumed = 0  # how often a client has taken it up again here
         self._log = LogReader()
         self._detokenizer = detokenizer
         self._stream = TextStream(detokenizer, job.presentation.stop, job.sampling.min_tokens)
@@ -308,7 +309,7 @@ class Live:
 
     def _conclude(self, found: Verdict, at_unix_ms: float | None) -> None:
         self.finished_unix_ms = at_unix_ms or now_ms()
-        received = self._received_unix_ms
+        received = self.received_unix_ms
         reason, thoughts = found.reason, 0
         if self._parser is not None:
             called = self._finish_parsing(self._parser, found.total)

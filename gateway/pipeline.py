@@ -21,7 +21,7 @@ from broker.jetstream import ApiError
 from broker.presence import Roster
 from broker.survey import GATEWAY_INTERVAL_S, Survey
 from broker.tail import ReplyTail
-from gateway import closer, meter, prompt
+from gateway import closer, prompt
 from gateway.abilities import check_abilities
 from gateway.acceptance import NotFirst, Opening, accept
 from gateway.admission import Admission, Ticket
@@ -40,10 +40,11 @@ from gateway.joining import Joining
 from gateway.live import Live
 from gateway.lookup import Lookup, refused
 from gateway.meter import Meter
+from gateway.records import Records
 from gateway.redis_health import RedisHealth
 from gateway.router import Offer, Router
 from gateway.routing import queue_of_card
-from gateway.sharing import Sharing, saved_by
+from gateway.sharing import Sharing
 from gateway.tokenizer import ChatTokenizer
 from schemas.config import Config
 from schemas.errors import HeadraceError
@@ -83,6 +84,7 @@ class Pipeline:
             config.limits, config.gateway, redis, self._redis_health, broker, self._catalog
         )
         self._background = Background()
+        self._records = Records(self.gateway, config.logging, config.tracing)
         self._in_flight = InFlight(
             broker,
             self.gateway,
@@ -90,6 +92,7 @@ class Pipeline:
             self._background,
             on_ended=self._on_ended,
             on_held=lambda entry: self._joining.held(entry),
+            on_started=self._records.started,
         )
         self._sharing = Sharing(redis, self._redis_health, config.cache, self._secret, self._background)
         self._joining = Joining(
@@ -151,6 +154,7 @@ class Pipeline:
         finally:
             self._background.attach(None)
             await self._catalog.close()
+            await self._records.close()
 
     def ready(self) -> tuple[bool, str]:
         """Whether a chat would be answered now, and if not, why."""
@@ -239,18 +243,16 @@ class Pipeline:
         return first
 
     async def _submit_new(self, generation: Generation, response: ResponseId) -> Live:
-        model = ""
+        model, generation = "", self._records.begin(generation)
         try:
             self._admit()
             card, _ = self._router.route(generation, NOTHING)
             model = card.name
             return await self._open(generation, response)
-        except HeadraceError:
-            meter.refused(model)
-            raise
-        except ApiError as error:  # JetStream is starting, electing, or full
-            meter.refused(model)
-            raise refused(error) from error
+        except (HeadraceError, ApiError) as error:  # JetStream is starting, electing, or full
+            told = refused(error) if isinstance(error, ApiError) else error
+            self._records.refused(generation, model, told)
+            raise told from error.__cause__
 
     def _queue_ms(self, card: ModelCard) -> float:
         """How long a request would wait for this model, as far as is known."""
@@ -329,7 +331,7 @@ class Pipeline:
         detokenizer = tokenizer.detokenizer_of(job.presentation.shape)
         live = Live(job, detokenizer, self._in_flight, received_unix_ms=generation.received_unix_ms)
         counted = Meter(card.name, generation.received_unix_ms or job.created_unix_ms)
-        accepted = Accepted(opened, tokenizer, counted, ticket)
+        accepted = Accepted(opened, tokenizer, counted, ticket, generation.trace)
         if job.response in self._in_flight:  # another gateway was quicker, and somebody follows it here
             raise NotFirst
         ticket.begin(live, waits=opening is None)
@@ -384,9 +386,8 @@ class Pipeline:
         if not is_deleted(live.log):
             self._ended.keep(live, time.monotonic())
         self._sharing.ended(entry)
+        self._records.ended(entry)
         if accepted is not None:
-            assert live.end is not None
-            accepted.meter.ended(live.end, saved_by(live))
             accepted.ticket.settle(live)
             self.conversations.will_close(live.response_id)
             closing = self.conversations.close(accepted.opened, live.job, live.log, accepted.tokenizer)

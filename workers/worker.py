@@ -21,6 +21,7 @@ from broker.jobs import JobDelivery, JobPuller
 from broker.plain_counter import Cell
 from broker.process import Shutdown
 from broker.survey import WORKER_INTERVAL_S, Survey
+from broker.telemetry import telemetry_of
 from schemas.config import Config
 from schemas.ids import ModelToken, ResponseId, WorkerId, model_token, new_process_id
 from schemas.presence import WorkerCard, WorkerState
@@ -129,6 +130,8 @@ class Worker:
             hold_interval_s=self._config.nats.ack_wait_s / 3,
             live=self._live,
             quarantine=Quarantine(),
+            telemetry=telemetry_of(self._config.tracing, "worker", self.id),
+            shown=self._config.logging.responses,
         )
 
         def on_job(delivery: JobDelivery) -> None:
@@ -160,6 +163,8 @@ class Worker:
                 raise
             finally:
                 await presence.withdraw(broker, self.id)
+                if bench.telemetry is not None:
+                    await bench.telemetry.close()
 
     # -- runs -----------------------------------------------------------------------------------------
 

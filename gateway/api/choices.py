@@ -11,6 +11,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.api.correlation import traceparent
 from gateway.api.front import Front, caller_of
 from gateway.api.http_request import (
     as_asked,
@@ -18,7 +19,6 @@ from gateway.api.http_request import (
     idempotency_key,
     json_answer,
     submit,
-    traceparent,
     until_ended_for,
 )
 from gateway.generation import Ended, Generation

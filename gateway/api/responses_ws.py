@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from functools import partial
 from typing import Annotated, Literal
 
@@ -126,6 +125,7 @@ class ResponsesSession:
         async def resuming() -> None:
             live = await attach(self._front, self._caller, resume.response_id)
             RESUMES.inc()
+            live.resumed += 1
             await self._follow(live, origin, after=resume.starting_after)
 
         self._spawn(tasks, self._running, resuming, origin)
@@ -179,7 +179,7 @@ class ResponsesSession:
         if earlier is not None:
             await asyncio.wait({earlier})
         with self._front.answering():
-            live = await self._front.pipeline.submit(replace(generation, rtt_ms=self._socket.rtt_ms))
+            live = await self._front.pipeline.submit(self._socket.as_asked(generation))
             await self._follow(live, origin, after=-1)
 
     async def _follow(self, live: Live, origin: Origin, *, after: int) -> None:
