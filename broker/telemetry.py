@@ -1,8 +1,8 @@
 """Tracing, as gateways and workers see it: a response's spans, begun when something begins and handed over
 when it is over, so that a token costs nothing.
 
-Off, which is the default, there is no ``Telemetry`` and nothing of OpenTelemetry is imported. What it is made
-of is ``broker/spans.py``. Must not know what is traced.
+Off, which is the default, there is no ``Telemetry``, and what it is made of (``broker/spans.py``) is not
+imported. Must not know what is traced.
 """
 
 from __future__ import annotations

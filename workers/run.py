@@ -126,6 +126,8 @@ class Run:
         except Exception:
             log.critical("%s: an attempt failed", self.response, exc_info=True)
             await self._give_up()
+            self._record.failed("internal_error")
+            self._record.over("failed", self._writer.total if self._writer is not None else 0)
         finally:
             self._let_go()
             self._bench.quarantine.release(self)

@@ -72,6 +72,7 @@ class Worker:
         self._tokens = 0
         self._steps = Cell()
         self._started_unix_ms = unix_ms()
+        self._telemetry = telemetry_of(config.tracing, "worker", self.id)
 
     async def run(self, shutdown: Shutdown) -> None:
         """Until a drain is over. Raises ``EngineDead``, ``BrokerClosed`` and their like."""
@@ -88,6 +89,8 @@ class Worker:
                     await self._with_engine(broker, shutdown, group)
                 finally:
                     await broker.close()
+                    if self._telemetry is not None:
+                        await self._telemetry.close()
 
     async def _with_engine(self, broker: Broker, shutdown: Shutdown, group: asyncio.TaskGroup) -> None:
         if await _unless(shutdown.requested, _true_after(topology.apply(broker))) is None:
@@ -130,7 +133,7 @@ class Worker:
             hold_interval_s=self._config.nats.ack_wait_s / 3,
             live=self._live,
             quarantine=Quarantine(),
-            telemetry=telemetry_of(self._config.tracing, "worker", self.id),
+            telemetry=self._telemetry,
             shown=self._config.logging.responses,
         )
 
@@ -163,8 +166,6 @@ class Worker:
                 raise
             finally:
                 await presence.withdraw(broker, self.id)
-                if bench.telemetry is not None:
-                    await bench.telemetry.close()
 
     # -- runs -----------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""A collector that takes OTLP over HTTP and keeps the spans: a real server, which decodes what real ones decode."""
+"""A collector that takes OTLP over HTTP and keeps the spans: a real server, and OpenTelemetry's messages."""
 
 from __future__ import annotations
 

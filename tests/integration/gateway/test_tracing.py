@@ -198,12 +198,14 @@ def test_a_dead_collector_costs_spans_and_nothing_else(
             assert part.output.count("takes no spans") == 1
 
 
-def test_without_an_endpoint_nothing_of_opentelemetry_is_imported() -> None:
+def test_without_an_endpoint_nothing_of_it_is_imported() -> None:
+    """redis-py looks for OpenTelemetry's metrics by itself, wherever that is installed."""
     program = (
         "import sys, gateway.main, workers.main, deploy.gateways, workers.engine.sim;"
         "from schemas.config import Config; from broker.telemetry import telemetry_of;"
         "assert telemetry_of(Config().tracing, 'gateway', 'gw-1') is None;"
-        "print([name for name in sys.modules if name.startswith('opentelemetry')])"
+        "ours = ('opentelemetry.sdk.trace', 'opentelemetry.exporter', 'broker.spans');"
+        "print([name for name in sys.modules if name.startswith(ours)])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -213,10 +215,12 @@ def test_without_an_endpoint_nothing_of_opentelemetry_is_imported() -> None:
 def test_a_collector_of_others_takes_them_and_gives_them_on(
     nats_server: NatsServer, redis_server: RedisServer, tmp_path: Path, collector: Collector
 ) -> None:
-    with rotel(tmp_path, forward_to=collector.url) as url:
-        with served(nats_server, redis_server, tmp_path, url) as (running, _):
-            assert ask(running.url, SAMPLED).status_code == 200
-            collector.until(lambda: bool(collector.spans("chat ") and collector.spans("attempt")))
+    with (
+        rotel(tmp_path, forward_to=collector.url) as url,
+        served(nats_server, redis_server, tmp_path, url) as (running, _),
+    ):
+        assert ask(running.url, SAMPLED).status_code == 200
+        collector.until(lambda: bool(collector.spans("chat ") and collector.spans("attempt")))
     (root,), (attempt,) = collector.spans("chat "), collector.spans("attempt")
     assert (root.trace_id, root.parent, attempt.parent) == (TRACE, SPAN, root.span_id)
     assert len(below(collector.spans(), attempt)) == len(STAGES)
