@@ -46,6 +46,7 @@ from gateway.router import Offer, Router
 from gateway.routing import queue_of_card
 from gateway.sharing import Sharing
 from gateway.tokenizer import ChatTokenizer
+from gateway.turnstile import Turnstile
 from schemas.config import Config
 from schemas.errors import HeadraceError
 from schemas.ids import (
@@ -71,7 +72,7 @@ class Pipeline:
         self._limits = config.gateway
         self._broker = broker
         self._secret = (config.security.secret or secrets.token_hex(32)).encode()
-        self._redis, self._redis_health = redis, RedisHealth()
+        self._redis, self._redis_health = redis, (health := RedisHealth())
         self._roster = Roster(broker)
         self._catalog = Catalog(broker, self._roster, default_model=config.gateway.default_model)
         self._router = Router(
@@ -80,9 +81,7 @@ class Pipeline:
             default_model=config.gateway.default_model,
             queue_ms=self._queue_ms,
         )
-        self._admission = Admission(
-            config.limits, config.gateway, redis, self._redis_health, broker, self._catalog
-        )
+        self._admission = Admission(config.limits, config.gateway, redis, health, broker, self._catalog)
         self._background = Background()
         self._records = Records(self.gateway, config.logging, config.tracing)
         self._in_flight = InFlight(
@@ -127,6 +126,7 @@ class Pipeline:
             settle=self._settle,
         )
         self._erased = Erased(broker, on_erased=lookup.forget, on_missed=self._ended.drop_all)
+        self._turnstile = Turnstile()
         self._submitting = 0
         self._keyed: dict[ResponseId, asyncio.Event] = {}  # being submitted under an idempotency key
         self._disowned = 0  # refused jobs that may be stored: with them, too, no more than max_responses
@@ -205,6 +205,7 @@ class Pipeline:
         long as the queue keeps its job."""
         self._submitting += 1
         try:
+            await self._turnstile.enter()
             if generation.idempotency_key is None:
                 return await self._submit_new(generation, new_response_id())
             return await self._submit_once(generation, generation.idempotency_key)

@@ -7,7 +7,8 @@ Must not know how a response comes to its end.
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from broker.metrics import TAKEOVERS
 from broker.process import known

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 
 import msgspec
+from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -81,10 +81,13 @@ async def generate(
 
 def as_asked(request: Request, generation: Generation) -> Generation:
     """With what the connection and the headers say, whatever the API."""
-    generation = replace(generation, rtt_ms=rtt_ms(request.scope), request_id=request_id(request))
-    if "no-store" in request.headers.get("cache-control", "").lower():
-        generation = replace(generation, cache="off")
-    return generation
+    no_store = "no-store" in request.headers.get("cache-control", "").lower()
+    return replace(
+        generation,
+        rtt_ms=rtt_ms(request.scope),
+        request_id=request_id(request),
+        cache="off" if no_store else generation.cache,
+    )
 
 
 async def submit(front: Front, generation: Generation, names: Mapping[str, str] | None = None) -> Live:

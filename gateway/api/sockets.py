@@ -7,10 +7,10 @@ server's (``gateway/server.py``); what a message may weigh is checked here, wher
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import Literal
 
 import msgspec
+from msgspec.structs import replace
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from gateway.api.correlation import request_id, traceparent
