@@ -112,7 +112,7 @@ REDIS_DEGRADED = Gauge(
 )
 REFUSALS = Counter(
     "headrace_gateway_admission_refusals",
-    "Requests refused by a limit: requests, tokens, concurrent (of the tenant), queue, deadline",
+    "Requests refused by a limit: requests, tokens, concurrent (of the tenant), queue, deadline, storage",
     ["limit"],
 )
 ADMITTED = Counter(
@@ -124,6 +124,16 @@ QUEUE_ESTIMATE = Gauge(
     "headrace_gateway_queue_estimate_seconds",
     "Time until a job that came now would start; looked at while anything waits",
     ["model", "priority", "lane"],
+)
+STREAM_FILL = Gauge(
+    "headrace_gateway_stream_fill_ratio",
+    "Of the bytes or messages that a stream may hold, whichever is nearer its limit, 0 to 1",
+    ["stream"],
+)
+STREAM_REACH = Gauge(
+    "headrace_gateway_stream_reach_seconds",
+    "Age of a stream's oldest message; a full one that reaches back less than two deadlines refuses requests",
+    ["stream"],
 )
 WORKERS_ALIVE = Gauge("headrace_workers_alive", "Workers seen in the last three intervals", ["model"])
 SLOTS = Gauge("headrace_worker_slots", "Requests that run at once", ["model"])

@@ -51,6 +51,11 @@ def parse_job_filter(subject: str) -> tuple[ModelToken, str, str]:
     return ModelToken(tokens[2]), tokens[3], tokens[4]
 
 
+def jobs_of_class(priority: Priority | None) -> str:
+    """Of all models and lanes, the held ones too; None: of every class."""
+    return f"hr.job.*.{priority or '*'}.*.*"
+
+
 def job_consumer(model: ModelToken, priority: Priority, lane: Lane) -> str:
     """Name of the durable pull consumer that all workers of a model share."""
     return f"{model}-{priority}-{lane}"
@@ -121,3 +126,9 @@ def worker_ping(worker: WorkerId) -> str:
 
 def dead(model: ModelToken, response: ResponseId) -> str:
     return f"hr.dead.{model}.{response}"
+
+
+def parse_dead(subject: str) -> tuple[ModelToken, ResponseId]:
+    """Of a subject that is stored in DEAD."""
+    _, _, model, response = subject.split(".", 3)
+    return ModelToken(model), ResponseId(response)

@@ -1,5 +1,5 @@
-"""Whether a request may begin: its tenant's limits, room in the model's queue, and time enough before its
-deadline; and in which lane it waits. Must not know prompts, logs or any API.
+"""Whether a request may begin: its tenant's limits, room in the model's queue and in the broker's streams,
+and time enough before its deadline; and in which lane it waits. Must not know prompts, logs or any API.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from gateway.live import Live
 from gateway.queue_watch import QueueWatch
 from gateway.rate import MINUTE_MS, Ruling
 from gateway.redis_health import RedisHealth
+from gateway.retention_watch import RetentionWatch
 from schemas.config import Gateway, Limits
 from schemas.errors import HeadraceError
 from schemas.ids import ResponseId
@@ -31,7 +32,7 @@ LIMIT_HEADERS = tuple(
 
 
 class Admission:
-    """``tenants`` and ``queues`` must run for anything to be given back or seen."""
+    """``tenants``, ``queues`` and ``retention`` must run for anything to be given back or seen."""
 
     def __init__(
         self,
@@ -44,6 +45,7 @@ class Admission:
     ) -> None:
         self.tenants = TenantLimits(redis, health, limits)
         self.queues = QueueWatch(broker, catalog.models)
+        self.retention = RetentionWatch(broker, gateway.deadline_s)
         self._defaults = Quota(
             requests_per_minute=limits.requests_per_minute,
             tokens_per_minute=limits.tokens_per_minute,
@@ -57,8 +59,9 @@ class Admission:
         self._max_deadline_s = gateway.deadline_s
 
     async def admit(self, generation: Generation, card: ModelCard, response: ResponseId) -> Ticket:
-        """Raises ``HeadraceError``: queue_full, deadline_unreachable, rate_limit_exceeded. What it returns
-        must be settled or withdrawn."""
+        """Raises ``HeadraceError``: storage_full, queue_full, deadline_unreachable, rate_limit_exceeded. What
+        it returns must be settled or withdrawn."""
+        self.retention.check()
         self._check_room(generation, card)
         self._check_time(generation, card, "fair")
         claim = Claim(

@@ -134,19 +134,25 @@ class Backlog:
         queue = QUEUES.index((priority, lane))
         return self._wait(sum(waiting[: queue + 1]) + 1, held, slots)
 
-    def wait_of(self, response: ResponseId, slots: int, now_s: float) -> Queued | None:
-        """For one that waits; None: it does not."""
-        place = self._places.get(response)
-        if place is None:
-            return None
+    def waits_of(self, responses: Sequence[ResponseId], slots: int, now_s: float) -> Sequence[Queued | None]:
+        """For each that waits; None: it does not. What is the same for all is counted once."""
         waiting, held = self._now(now_s)
-        state = self._states[place.queue]
-        if place.rank and now_s - self._looked_s <= STALE_S:
-            own = place.rank - max(0, state.pulled - place.pulled)
-            own = 0 if place.seq <= state.stream_seq else max(1, own)
-        else:
-            own = waiting[place.queue]
-        return self._wait(sum(waiting[: place.queue]) + own, held, slots) if own else Queued()
+        before = [sum(waiting[:queue]) for queue in range(len(QUEUES))]
+        is_fresh = now_s - self._looked_s <= STALE_S
+        found: list[Queued | None] = []
+        for response in responses:
+            place = self._places.get(response)
+            if place is None:
+                found.append(None)
+                continue
+            state = self._states[place.queue]
+            if place.rank and is_fresh:
+                own = place.rank - max(0, state.pulled - place.pulled)
+                own = 0 if place.seq <= state.stream_seq else max(1, own)
+            else:
+                own = waiting[place.queue]
+            found.append(self._wait(before[place.queue] + own, held, slots) if own else Queued())
+        return found
 
     def _now(self, now_s: float) -> tuple[list[int], int]:
         """What waits in each queue, and how many jobs hold a slot."""

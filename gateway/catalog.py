@@ -122,6 +122,11 @@ class Catalog:
         found = [card for card in self.models() if name in (card.name, card.token)]
         return max(found, key=lambda card: card.created_unix_ms, default=None)
 
+    def has_seen(self, model: ModelToken) -> bool:
+        """It is served, or was."""
+        self._refresh()
+        return model in self._known
+
     def resolve(self, name: str) -> ModelCard:
         """``name``: a served name or a model token; empty for the default. Raises ``HeadraceError``:
         model_not_found, no_worker; that also of any name while no worker was seen yet: a gateway that has

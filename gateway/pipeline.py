@@ -151,6 +151,7 @@ class Pipeline:
                 tasks.create_task(self._admission.queues.run(), name="queue-watch")
                 tasks.create_task(self._survey.run(), name="survey")
                 tasks.create_task(self._redis_health.watch(self._redis), name="redis-health")
+                tasks.create_task(self._admission.retention.run(), name="retention-watch")
         finally:
             self._background.attach(None)
             await self._catalog.close()
@@ -247,8 +248,7 @@ class Pipeline:
         model, generation = "", self._records.begin(generation)
         try:
             self._admit()
-            card, _ = self._router.route(generation, NOTHING)
-            model = card.name
+            model = self._router.route(generation, NOTHING)[0].name
             return await self._open(generation, response)
         except (HeadraceError, ApiError) as error:  # JetStream is starting, electing, or full
             told = refused(error) if isinstance(error, ApiError) else error

@@ -27,6 +27,7 @@ from schemas.job import Job, Lane, Priority
 log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
+TOLD_AT_ONCE = 500  # responses; about a millisecond
 FIRST_LOOK_S = 0.1  # most jobs are started by then, and nobody need look
 NEWS_PART = (
     20  # a position is news when it has fallen by a 20th: few messages a response, however long the queue
@@ -132,18 +133,22 @@ class QueueWatch:
             return
         watched.backlog.looked(states, mark, time.monotonic())
         self._show(model, watched.backlog)
-        self._tell(model, watched)
+        await self._tell(model, watched)
 
     def _slots(self, model: ModelToken) -> int:
         card = self._cards.get(model)
         return 0 if card is None else card.slots
 
-    def _tell(self, model: ModelToken, watched: _Watched) -> None:
-        slots, now_s = self._slots(model), time.monotonic()
-        for response, live in watched.waiting.items():
-            wait = watched.backlog.wait_of(response, slots, now_s)
-            if wait is not None and is_news(live.queued, wait):
-                live.waits(wait)
+    async def _tell(self, model: ModelToken, watched: _Watched) -> None:
+        """A few at a time: streams wait meanwhile."""
+        slots, waiting = self._slots(model), list(watched.waiting.items())
+        for at in range(0, len(waiting), TOLD_AT_ONCE):
+            some = waiting[at : at + TOLD_AT_ONCE]
+            waits = watched.backlog.waits_of([response for response, _ in some], slots, time.monotonic())
+            for (_, live), wait in zip(some, waits, strict=True):
+                if wait is not None and is_news(live.queued, wait):
+                    live.waits(wait)
+            await asyncio.sleep(0)
 
     def _show(self, model: ModelToken, backlog: Backlog) -> None:
         card = self._cards.get(model)

@@ -81,6 +81,7 @@ ERRORS: dict[str, ErrorSpec] = {
     "poison": ErrorSpec("server_error", 500, _O, QueueAction.DEAD),
     # passing trouble
     "broker_unavailable": ErrorSpec("server_error", 503, _P, retry_after_s=2),
+    "storage_full": ErrorSpec("server_error", 503, _P, retry_after_s=10),
     "no_worker": ErrorSpec("server_error", 503, _P, retry_after_s=5),
     "context_unavailable": ErrorSpec("server_error", 503, _P, retry_after_s=2),
     "auth_unavailable": ErrorSpec("server_error", 503, _P, ws_close=1013, retry_after_s=5),

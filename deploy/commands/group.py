@@ -22,6 +22,8 @@ _COMMANDS = {
     "keys": ("keys", "Make, list and revoke API keys."),
     "chat": ("chat", "Chat in the terminal, over a gateway's WebSocket."),
     "bench": ("bench", "Load a server, this one or another, and measure it."),
+    "replay": ("replay", "Run stored jobs again and compare the answers."),
+    "dead": ("dead", "Look at dead letters, run them again, drop them."),
     "decode": ("decode", "Turn MessagePack on stdin into JSON on stdout."),
     "config": ("config", "Explain the configuration."),
     "version": ("version", "Show the version."),

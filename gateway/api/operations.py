@@ -109,6 +109,7 @@ _SUBMIT = (
     "rate_limit_exceeded",
     "deadline_unreachable",
     "broker_unavailable",
+    "storage_full",
     "no_worker",
     "going_away",
 )

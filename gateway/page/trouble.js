@@ -28,6 +28,7 @@ const KNOWN = {
   queue_full: again("Too many people are waiting for this model."),
   rate_limit_exceeded: again("You have asked more than your share.", "Ask again in a while."),
   response_not_found: again("The rest of the answer is no longer there."),
+  storage_full: again("The service has no room for another answer.", "Ask again in a while."),
   too_many_attempts: again("Too many wrong keys came from your address.", "Wait a minute, then sign in."),
   too_many_responses: again("Too many answers are being written at once.", "Wait for one of them, then ask again."),
 }

@@ -24,6 +24,12 @@ def rss_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
 
 
+def machine_idle_s() -> float:
+    """Of all cores, in ticks of 10 ms. Over cores times seconds: what the machine had left."""
+    user_nice_system_idle_wait = Path("/proc/stat").read_text().splitlines()[0].split()[1:6]
+    return sum(map(int, user_nice_system_idle_wait[3:])) / os.sysconf("SC_CLK_TCK")
+
+
 def pin(pid: int, core: int) -> None:
     """All threads that it has now."""
     for task in Path(f"/proc/{pid}/task").iterdir():

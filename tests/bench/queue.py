@@ -1,8 +1,9 @@
 """``python -m tests.bench.queue``: the job queue in jobs a second, empty and with 100,000 jobs waiting.
 
 Through the code that gateways and workers use, in one process and on one connection each: publish, pull,
-``Started``, ``Finished``, ack. Then what a job costs that waits: in nats-server's memory and file, and in a
-gateway's memory as long as its client waits too.
+``Started``, ``Finished``, ack; how long a job takes to be found by its response, and a gateway's look at the
+queues, which it takes once a second for the positions it tells. Then what a job costs that waits: in
+nats-server's memory and file, and in a gateway's memory and CPU as long as its client waits too.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from rich.table import Table
 
 from broker import subjects, topology
 from broker.connection import Broker
-from broker.jobs import JobDelivery, JobPuller, publish_job
+from broker.jobs import JobDelivery, JobPuller, find_job, publish_job
 from broker.log_writer import LogWriter
+from broker.queues import queue_states
 from broker.replylog import ReplyLog
 from schemas import codec
-from schemas.ids import ModelToken, WorkerId, model_token
+from schemas.ids import ModelToken, ResponseId, WorkerId, model_token
 from schemas.job import Job, Priority
 from schemas.reply import Started, Timings, Usage
 from tests.bench.costs import cpu_s, rss_bytes
@@ -43,6 +45,7 @@ MODEL = model_token("bench", "1")
 SLOTS = 64
 AT_ONCE = 64  # publishes under way
 PER_SOCKET = 32  # gateway.max_responses_per_connection
+WAIT_S = 6.0
 HELD_S = 0.01  # by a job that others wait behind
 
 
@@ -65,10 +68,18 @@ async def _run(args: argparse.Namespace) -> dict[str, Any]:
             await queue.latencies(50)  # warm
             figures: dict[str, Any] = {
                 "settings": {key: str(value) for key, value in vars(args).items()},
-                "empty": {**await queue.latencies(args.probes), **await queue.throughput(args.jobs)},
+                "empty": {
+                    **await queue.latencies(args.probes),
+                    **await queue.looks(args.probes),
+                    **await queue.throughput(args.jobs),
+                },
             }
             figures["waiting"] = await queue.fill(args.waiting)
-            figures["full"] = {**await queue.latencies(args.probes), **await queue.drain(args.jobs)}
+            figures["full"] = {
+                **await queue.looks(args.probes),
+                **await queue.latencies(args.probes),
+                **await queue.drain(args.jobs),
+            }
             figures["gateway"] = await _gateway(stack, Path(folder), nats, redis.url, args.responses)
     return figures
 
@@ -82,9 +93,12 @@ class _Queue:
         self._workers = workers
         self._asker = Client(edge, make_config(nats.config), ModelToken(MODEL))
         self._clock = time.perf_counter
+        self._last = ResponseId("")
 
     def _job(self, priority: Priority = "interactive") -> Job:
-        return msgspec.structs.replace(self._asker.job(range(1, 200), deadline_s=3600), priority=priority)
+        job = msgspec.structs.replace(self._asker.job(range(1, 200), deadline_s=3600), priority=priority)
+        self._last = job.response
+        return job
 
     async def latencies(self, count: int) -> dict[str, Any]:
         """One interactive job after the other, to 8 slots that batch jobs fill if there are any: how long
@@ -112,6 +126,18 @@ class _Queue:
                 awaited = None
                 await asyncio.sleep(0.005)
         return {"stored_ms": _ranks(stored_ms), "pulled_ms": _ranks(pulled_ms)}
+
+    async def looks(self, count: int) -> dict[str, Any]:
+        """At the job that was published last, and at the depth of all queues. Milliseconds."""
+        found_ms, depths_ms = [], []
+        for _ in range(count):
+            begun_s = self._clock()
+            assert await find_job(self._edge, self._last) is not None
+            found_ms.append((self._clock() - begun_s) * 1000)
+            begun_s = self._clock()
+            await queue_states(self._edge, MODEL)
+            depths_ms.append((self._clock() - begun_s) * 1000)
+        return {"found_ms": _ranks(found_ms), "depths_ms": _ranks(depths_ms)}
 
     async def throughput(self, count: int) -> dict[str, Any]:
         """All of a job's life but its tokens, jobs coming and going at once."""
@@ -146,7 +172,7 @@ class _Queue:
             "nats_cpu_us_each": round((cpu_s(pid) - used_s) / count * 1e6),
             "nats_memory_bytes_each": round((rss_bytes(pid) - rss) / count),
             "file_bytes_each": round(stored / count),
-            "message_bytes": len(codec.encode(self._job())),
+            "message_bytes": len(codec.encode(self._asker.job(range(1, 200)))),
         }
 
     async def _publish(self, jobs: Iterable[Job]) -> None:
@@ -238,10 +264,17 @@ async def _gateway(
     for socket in sockets[1:]:
         await _ask(socket, PER_SOCKET)
     asked = PER_SOCKET * (len(sockets) - 1)
-    return {
+    found = {
         "responses": asked,
         "memory_bytes_each": round((rss_bytes(process.pid) - rss) / asked),
         "cpu_us_each": round((cpu_s(process.pid) - used_s) / asked * 1e6),
+    }
+    used_s, server_s = cpu_s(process.pid), cpu_s(nats.pid)
+    await asyncio.sleep(WAIT_S)
+    return {
+        **found,
+        "cpu_percent_while_they_wait": round(100 * (cpu_s(process.pid) - used_s) / WAIT_S, 1),
+        "nats_cpu_percent": round(100 * (cpu_s(nats.pid) - server_s) / WAIT_S, 1),
     }
 
 
@@ -265,10 +298,16 @@ def _ranks(values: Sequence[float]) -> dict[str, float]:
 
 
 def _print(figures: Mapping[str, Any], console: Console) -> None:
-    table = Table("queue", "jobs/s", "CPU us a job", "stored ms, p50", "p99", "at a worker ms, p50", "p99")
+    timed = {
+        "stored_ms": "stored",
+        "pulled_ms": "at a worker",
+        "found_ms": "found by its id",
+        "depths_ms": "all depths",
+    }
+    table = Table("queue", "jobs/s", "CPU us a job", *timed.values(), title="milliseconds: p50 / p99")
     for name in ("empty", "full"):
         run = figures[name]
-        ranks = [f"{run[what][rank]:.2f}" for what in ("stored_ms", "pulled_ms") for rank in ("p50", "p99")]
+        ranks = [f"{run[what]['p50']:.2f} / {run[what]['p99']:.2f}" for what in timed]
         shown = "empty" if name == "empty" else f"{figures['waiting']['jobs']} batch jobs wait"
         table.add_row(shown, str(run["jobs_per_s"]), str(run["cpu_us_per_job"]), *ranks)
     console.print(table)

@@ -14,7 +14,19 @@ from deploy.commands.config import masked
 from gateway.client.client import _socket_url
 
 HEAVY = ("torch", "vllm", "transformers", "nats", "redis", "fastapi", "uvicorn", "rich", "websockets")
-COMMANDS = ("up", "gateway", "worker", "model", "chat", "bench", "decode", "config", "version")
+COMMANDS = (
+    "up",
+    "gateway",
+    "worker",
+    "model",
+    "chat",
+    "bench",
+    "replay",
+    "dead",
+    "decode",
+    "config",
+    "version",
+)
 
 CHECK_IMPORTS = """
 import sys
@@ -121,3 +133,28 @@ def test_chat_refuses_what_is_no_address(url: str) -> None:
     result = CliRunner().invoke(headrace, ["chat", "--url", url])
     assert result.exit_code == 2
     assert result.output.startswith(f"headrace: {url} is not a gateway's address")
+
+
+RESPONSE = "resp_01JD0000000000000000000000"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ([], "say which"),
+        (["x"], "'x' is no response id"),
+        ([RESPONSE, "--since", "1h"], "do not go together"),
+        (["--since", "soon"], "neither a time"),
+        ([RESPONSE, "--speed", "2", "--rate", "2"], "exclude each other"),
+    ],
+)
+def test_replay_asks_for_what_it_can_do(arguments: list[str], problem: str) -> None:
+    result = CliRunner().invoke(headrace, ["replay", *arguments])
+    assert (result.exit_code, problem in result.output) == (2, True), result.output
+
+
+@pytest.mark.parametrize("name", ["redrive", "drop"])
+def test_all_dead_letters_must_be_asked_for(name: str) -> None:
+    result = CliRunner().invoke(headrace, ["dead", name])
+    assert result.exit_code == 2
+    assert result.output == "headrace: say which: response ids, options that select, or --all\n"

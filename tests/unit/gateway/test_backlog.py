@@ -32,7 +32,7 @@ def enter(backlog: Backlog, count: int, priority: Priority = "interactive", lane
 
 
 def position(backlog: Backlog, response: str, now_s: float) -> int:
-    wait = backlog.wait_of(ResponseId(response), SLOTS, now_s)
+    (wait,) = backlog.waits_of([ResponseId(response)], SLOTS, now_s)
     assert wait is not None
     return wait.position
 
@@ -86,7 +86,7 @@ def test_a_place_is_known_at_the_first_look_and_only_gets_better() -> None:
     look(backlog, 2.0, held=SLOTS, interactive_fair=41, pulled=9, seq=1)  # r1 is delivered
     assert [position(backlog, f"r{n}", 2.0) for n in (1, 2, 3)] == [0, 1, 1]
     backlog.started(ResponseId("r1"))
-    assert backlog.wait_of(ResponseId("r1"), SLOTS, 2.0) is None
+    assert backlog.waits_of([ResponseId("r1")], SLOTS, 2.0) == [None]
 
 
 def test_the_estimate_is_the_rate_at_which_jobs_are_pulled() -> None:

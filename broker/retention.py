@@ -1,0 +1,58 @@
+"""How full a stream is, and how far back what it holds reaches, as the server tells it. Must not know who
+asks, nor what follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+import msgspec
+
+from broker import jetstream
+from broker.connection import Broker
+
+TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """``fill``: of the bytes or messages that the stream may hold, whichever is nearer its limit.
+    ``reach_s``: the age of its oldest message, by the server's clock; 0 where it is empty. A stream that is
+    full drops the oldest for each new one, so ``reach_s`` is then what it keeps at the load that it has."""
+
+    fill: float = 0.0
+    reach_s: float = 0.0
+
+    def is_squeezed(self, need_s: float, full: float) -> bool:
+        """By bytes or messages, before anything in it is ``need_s`` old."""
+        return self.fill >= full and self.reach_s < need_s
+
+
+class _Config(msgspec.Struct, frozen=True):
+    max_bytes: int = -1
+    max_msgs: int = -1
+
+
+class _State(msgspec.Struct, frozen=True):
+    first_ts: datetime
+    messages: int = 0
+    bytes: int = 0
+
+
+class _Info(msgspec.Struct, frozen=True):
+    config: _Config
+    state: _State
+    ts: datetime
+
+
+async def retention(broker: Broker, stream: str) -> Retention:
+    """Raises ``NoAnswer``, ``ApiError``."""
+    info = await jetstream.call(broker, f"STREAM.INFO.{stream}", b"", _Info, timeout_s=TIMEOUT_S)
+    held, most = info.state, info.config
+    if not held.messages:
+        return Retention()
+    shares = ((held.bytes, most.max_bytes), (held.messages, most.max_msgs))
+    return Retention(
+        fill=max((have / limit for have, limit in shares if limit > 0), default=0.0),
+        reach_s=(info.ts - held.first_ts).total_seconds(),
+    )

@@ -1,0 +1,1 @@
+"""Running stored jobs again and comparing what comes of it; and the dead letters."""
