@@ -113,6 +113,8 @@ def _job_headers(job: Job) -> Headers:
     }
     if job.traceparent is not None:
         headers["traceparent"] = job.traceparent
+    if job.request_id:
+        headers["Hr-Request-Id"] = job.request_id
     if job.replay_of is not None:
         headers["Hr-Replay-Of"] = job.replay_of
     return headers

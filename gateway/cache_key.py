@@ -34,6 +34,7 @@ JOB_APART = frozenset(
         "priority",
         "received_unix_ms",
         "replay_of",
+        "request_id",
         "request_digest",
         "response",
         "sampling",  # its own fields, too

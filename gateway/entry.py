@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from broker.telemetry import Trace
 from gateway.admission import Ticket
 from gateway.conversation import Opened
 from gateway.feed import Feed
-from gateway.live import Live
+from gateway.live import Live, now_ms
 from gateway.meter import Meter
 from gateway.tokenizer import ChatTokenizer
 from schemas.ids import WorkerId
@@ -22,6 +23,7 @@ class Accepted:
     tokenizer: ChatTokenizer
     meter: Meter
     ticket: Ticket
+    trace: Trace | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -40,6 +42,7 @@ class Entry:
     grace: asyncio.TimerHandle | None = None
     following: asyncio.Task[None] | None = None
     feed: Feed | None = None  # of a response that it joined
+    begun_unix_ms: float = field(default_factory=now_ms)
     settled: asyncio.Event = field(default_factory=asyncio.Event)
 
     def stop_timers(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from broker.stages import Parts
+from broker.telemetry import Trace
 from gateway.cache_key import CacheWish
 from gateway.output.pieces import Piece
 from schemas.ids import ResponseId, TenantId
@@ -67,7 +68,8 @@ class Generation(msgspec.Struct, frozen=True):
     middle of it. ``sibling``: which of how many that answer the same request. ``routed``: the model that
     another of them was given, and why. ``named_tool``: the one to call where ``tool_choice`` is ``named``.
     ``one_call``: at most one. ``shape``: how the answer is read, known once the model is
-    (``gateway/calling.py``). ``cache``: whether the answer may be shared.
+    (``gateway/calling.py``). ``cache``: whether the answer may be shared. ``request_id``: the client's own
+    name for its request. ``trace``: of this gateway's part, where that is traced.
     """
 
     api: Api
@@ -97,6 +99,8 @@ class Generation(msgspec.Struct, frozen=True):
     echo: str = "{}"
     idempotency_key: str | None = None
     traceparent: str | None = None
+    request_id: str = ""
+    trace: Trace | None = None
     quota: Quota = UNLIMITED
     rtt_ms: float | None = None  # to the client, measured
     cache: CacheWish = "auto"

@@ -37,7 +37,8 @@ LOOKED_AT_S = 10.0  # another gateway's response that nobody follows is kept for
 
 class InFlight:
     """``on_ended`` is called once for each entry that came to its end, in the event loop; ``on_held`` for a
-    held job whose log has said whose tokens it has, or was found to say nothing: it settles a followed one.
+    held job whose log has said whose tokens it has, or was found to say nothing: it settles a followed one;
+    ``on_started`` whenever a worker begins.
     As many responses of other gateways are followed as this one accepts of its own
     (``gateway.max_responses``)."""
 
@@ -50,6 +51,7 @@ class InFlight:
         *,
         on_ended: Callable[[Entry], None],
         on_held: Callable[[Entry], None],
+        on_started: Callable[[Entry, Started], None],
     ) -> None:
         self._broker = broker
         self._grace_s = limits.disconnect_grace_s
@@ -57,6 +59,7 @@ class InFlight:
         self._background = background
         self._on_ended = on_ended
         self._on_held = on_held
+        self._on_started = on_started
         self._entries: dict[ResponseId, Entry] = {}
         self._followers: asyncio.TaskGroup | None = None
         self._followed = 0
@@ -230,6 +233,7 @@ class InFlight:
                 self._watcher.heard(entry.worker)
         elif isinstance(message, Started):
             entry.worker = message.worker
+            self._on_started(entry, message)
             self._watcher.begun(live.response_id, message)
         elif isinstance(message, Handoff):
             entry.worker = None

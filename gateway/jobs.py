@@ -66,6 +66,7 @@ def make_job(
         deadline_unix_ms=now_unix_ms + int(deadline_s * 1000),
         cache_salt=cache_salt(secret, generation.tenant),
         traceparent=generation.traceparent,
+        request_id=generation.request_id,
         request_digest="" if generation.idempotency_key is None else request_digest(generation),
     )
 

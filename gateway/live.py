@@ -81,8 +81,9 @@ class Live:
         self.first_text_unix_ms: float | None = None
         self.finished_unix_ms: float | None = None
         self._is_own = is_own
-        self._received_unix_ms = job.received_unix_ms or float(job.created_unix_ms)
-        self._sent_unix_ms = self._received_unix_ms + job.edge_ms
+        self.received_unix_ms = job.received_unix_ms or float(job.created_unix_ms)
+        self.resumed = 0  # how often a client has taken it up again here
+        self._sent_unix_ms = self.received_unix_ms + job.edge_ms
         self._clock = StageClock()
         self._log = LogReader()
         self._detokenizer = detokenizer
@@ -313,7 +314,7 @@ class Live:
 
     def _conclude(self, found: Verdict, stored_unix_ms: float) -> None:
         self.finished_unix_ms = self._when(stored_unix_ms)
-        received, first = self._received_unix_ms, self.first_text_unix_ms
+        received, first = self.received_unix_ms, self.first_text_unix_ms
         total_ms = max(0.0, self.finished_unix_ms - received)
         told = None if found.timings is None else found.timings.engine_queue_ms
         stages = self._clock.ended(stored_unix_ms, told)

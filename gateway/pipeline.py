@@ -19,8 +19,9 @@ from redis.asyncio import Redis
 from broker.connection import Broker, NoAnswer, unix_ms
 from broker.jetstream import ApiError
 from broker.presence import Roster
+from broker.survey import GATEWAY_INTERVAL_S, Survey
 from broker.tail import ReplyTail
-from gateway import closer, meter, prompt
+from gateway import closer, prompt
 from gateway.abilities import check_abilities
 from gateway.acceptance import NotFirst, Opening, accept
 from gateway.admission import Admission, Ticket
@@ -39,6 +40,7 @@ from gateway.joining import Joining
 from gateway.live import Live, now_ms
 from gateway.lookup import Lookup, refused
 from gateway.meter import Meter
+from gateway.records import Records
 from gateway.redis_health import RedisHealth
 from gateway.router import Offer, Router
 from gateway.routing import queue_of_card
@@ -70,7 +72,7 @@ class Pipeline:
         self._limits = config.gateway
         self._broker = broker
         self._secret = (config.security.secret or secrets.token_hex(32)).encode()
-        self._redis_health = RedisHealth()
+        self._redis, self._redis_health = redis, (health := RedisHealth())
         self._roster = Roster(broker)
         self._catalog = Catalog(broker, self._roster, default_model=config.gateway.default_model)
         self._router = Router(
@@ -79,10 +81,9 @@ class Pipeline:
             default_model=config.gateway.default_model,
             queue_ms=self._queue_ms,
         )
-        self._admission = Admission(
-            config.limits, config.gateway, redis, self._redis_health, broker, self._catalog
-        )
+        self._admission = Admission(config.limits, config.gateway, redis, health, broker, self._catalog)
         self._background = Background()
+        self._records = Records(self.gateway, config.logging, config.tracing)
         self._in_flight = InFlight(
             broker,
             self.gateway,
@@ -90,6 +91,7 @@ class Pipeline:
             self._background,
             on_ended=self._on_ended,
             on_held=lambda entry: self._joining.held(entry),
+            on_started=self._records.started,
         )
         self._sharing = Sharing(redis, self._redis_health, config.cache, self._secret, self._background)
         self._joining = Joining(
@@ -100,6 +102,7 @@ class Pipeline:
             is_live=self._in_flight.is_live,
         )
         self._tail = ReplyTail(broker, self.gateway, on_message=self._in_flight.feed)
+        self._survey = Survey(broker, interval_s=GATEWAY_INTERVAL_S, name_of=self._catalog.name_of)
         self._ended = EndedResponses()
         lookup = Lookup(
             broker,
@@ -146,10 +149,13 @@ class Pipeline:
                 tasks.create_task(self._erased.run(), name="erased-responses")
                 tasks.create_task(self._admission.tenants.run(), name="tenant-limits")
                 tasks.create_task(self._admission.queues.run(), name="queue-watch")
+                tasks.create_task(self._survey.run(), name="survey")
+                tasks.create_task(self._redis_health.watch(self._redis), name="redis-health")
                 tasks.create_task(self._admission.retention.run(), name="retention-watch")
         finally:
             self._background.attach(None)
             await self._catalog.close()
+            await self._records.close()
 
     def ready(self) -> tuple[bool, str]:
         """Whether a chat would be answered now, and if not, why."""
@@ -239,18 +245,15 @@ class Pipeline:
         return first
 
     async def _submit_new(self, generation: Generation, response: ResponseId) -> Live:
-        model = ""
+        model, generation = "", self._records.begin(generation)
         try:
             self._admit()
-            card, _ = self._router.route(generation, NOTHING)
-            model = card.name
+            model = self._router.route(generation, NOTHING)[0].name
             return await self._open(generation, response)
-        except HeadraceError:
-            meter.refused(model)
-            raise
-        except ApiError as error:  # JetStream is starting, electing, or full
-            meter.refused(model)
-            raise refused(error) from error
+        except (HeadraceError, ApiError) as error:  # JetStream is starting, electing, or full
+            told = refused(error) if isinstance(error, ApiError) else error
+            self._records.refused(generation, model, told)
+            raise told from error.__cause__
 
     def _queue_ms(self, card: ModelCard) -> float:
         """How long a request would wait for this model, as far as is known."""
@@ -330,7 +333,7 @@ class Pipeline:
         detokenizer = tokenizer.detokenizer_of(job.presentation.shape)
         live = Live(job, detokenizer, self._in_flight, is_own=True)
         counted = Meter(card.name, generation.received_unix_ms or job.created_unix_ms)
-        accepted = Accepted(opened, tokenizer, counted, ticket)
+        accepted = Accepted(opened, tokenizer, counted, ticket, generation.trace)
         if job.response in self._in_flight:  # another gateway was quicker, and somebody follows it here
             raise NotFirst
         ticket.begin(live, waits=opening is None)
@@ -385,9 +388,8 @@ class Pipeline:
         if not is_deleted(live.log):
             self._ended.keep(live, time.monotonic())
         self._sharing.ended(entry)
+        self._records.ended(entry)
         if accepted is not None:
-            assert live.end is not None
-            accepted.meter.ended(live.end)
             accepted.ticket.settle(live)
             self.conversations.will_close(live.response_id)
             closing = self.conversations.close(accepted.opened, live.job, live.log, accepted.tokenizer)

@@ -189,7 +189,18 @@ class Sim(_Section, frozen=True):
 class Logging(_Section, frozen=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["text", "json"] = "text"
+    responses: bool = True  # one line for each response at its end, on its gateway and on its workers
     loop_lag_ms: Annotated[float, Meta(ge=0)] = 250  # an event loop so late is a warning; 0: never
+
+
+class Tracing(_Section, frozen=True):
+    """``endpoint``: of a collector that takes OTLP over HTTP, as ``http://collector:4318``; empty: off, which
+    costs nothing. What else there is to an exporter (headers, certificates, timeout) is set by
+    OpenTelemetry's own variables. ``sample_ratio``: of requests that come without a traceparent; one that has
+    it says itself."""
+
+    endpoint: Annotated[str, Meta(pattern=r"^$|^https?://[^\s/]+\S*\Z")] = ""
+    sample_ratio: Fraction = 1.0
 
 
 class Config(_Section, frozen=True):
@@ -207,3 +218,4 @@ class Config(_Section, frozen=True):
     sim: Sim = Sim()
     vllm: dict[str, Any] = {}
     logging: Logging = Logging()
+    tracing: Tracing = Tracing()

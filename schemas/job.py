@@ -128,6 +128,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_fie
     deadline_unix_ms: int
     cache_salt: Annotated[str, Meta(max_length=64)] | None = None
     traceparent: str | None = None
+    request_id: Annotated[str, Meta(max_length=512)] = ""  # the client's own name for its request
     replay_of: ResponseId | None = None
     request_digest: str = ""
     held: bool = False

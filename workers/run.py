@@ -15,12 +15,13 @@ from dataclasses import dataclass
 
 import msgspec
 
-from broker import jetstream, metrics, topology
-from broker.connection import Broker, unix_ms
+from broker import jetstream, topology
+from broker.connection import Broker
 from broker.jobs import JobDelivery
 from broker.log_reader import LogReader
 from broker.log_writer import LogWriter
 from broker.replylog import FenceLost, ReplyLog
+from broker.telemetry import Telemetry
 from schemas import codec
 from schemas.errors import HeadraceError
 from schemas.ids import (
@@ -33,12 +34,13 @@ from schemas.ids import (
     parse_token,
 )
 from schemas.job import PRIORITIES, Job
-from schemas.reply import Closed, Failed, Finished, Started, Timings, Usage
+from schemas.reply import Closed, Failed, Finished, Started, Usage
 from workers import run_state as s
 from workers.burial import bury_job
 from workers.engine.base import Delta, Engine, EngineRequest, RequestEnd
 from workers.publisher import Outlet, Publisher
 from workers.quarantine import Quarantine, is_suspect
+from workers.record import RunRecord
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,8 @@ class Bench:
     hold_interval_s: float
     live: MutableMapping[ResponseId, Run]
     quarantine: Quarantine
+    telemetry: Telemetry | None
+    shown: bool  # each run's end, in the log
 
 
 class Run:
@@ -69,7 +73,14 @@ class Run:
         self._earlier = earlier
         self._clock = asyncio.get_running_loop().time
         self._pulled_s = self._clock()
-        self._pulled_unix_ms = unix_ms()
+        self._record = RunRecord(
+            self.response,
+            delivery,
+            worker=bench.worker,
+            model_name=bench.model_name,
+            telemetry=bench.telemetry,
+            shown=bench.shown,
+        )
         self._inbox: deque[s.Event] = deque()  # a handful: each kind of news comes once or is harmless twice
         self._news = asyncio.Event()
         self._job: Job  # once it is read
@@ -115,6 +126,8 @@ class Run:
         except Exception:
             log.critical("%s: an attempt failed", self.response, exc_info=True)
             await self._give_up()
+            self._record.failed("internal_error")
+            self._record.over("failed", self._writer.total if self._writer is not None else 0)
         finally:
             self._let_go()
             self._bench.quarantine.release(self)
@@ -140,7 +153,7 @@ class Run:
         if isinstance(first, s.JobRead):
             latest_unix_ms = self._delivery.stored_unix_ms + topology.MAX_DEADLINE_S * 1000
             deadline_unix_ms = min(self._job.deadline_unix_ms, latest_unix_ms)
-            deadline_s += (deadline_unix_ms - self._pulled_unix_ms) / 1000
+            deadline_s += (deadline_unix_ms - self._record.pulled_unix_ms) / 1000
         state = s.RunState(deadline_s=deadline_s, hold_interval_s=self._bench.hold_interval_s)
         event: s.Event | None = first
         while event is not None:
@@ -148,7 +161,7 @@ class Run:
             if event is None and state.state is not s.State.OVER:
                 event = await self._next_event(state.due_s)
         if state.outcome is not None:
-            self._count(state.outcome)
+            self._record.over(state.outcome, self._writer.total if self._writer is not None else 0)
 
     async def _handle(self, state: s.RunState, event: s.Event) -> s.Event | None:
         """What the last effect brought: only the last one brings anything, but for Broken."""
@@ -196,15 +209,16 @@ class Run:
             case s.Finish(end):
                 return await self._end(self._finished(end))
             case s.Fail(code, message):
-                metrics.ERRORS.labels(code=code).inc()
+                self._record.failed(code)
                 return await self._end(self._writer_in_use.failed(code, message))
             case s.CloseLog(reason, code, message):
-                metrics.ERRORS.labels(code=code).inc()
+                self._record.failed(code)
                 await self._log.close(Closed(reason=reason, code=code, message=message))
             case s.Bury(code, message):
                 log.error("%s goes to the dead letters: %s: %s", self.response, code, message)
                 job, bench = self._delivery.delivery, self._bench
                 await bury_job(bench.broker, bench.model, self.response, job, self._known_log, code, message)
+                self._record.buried(code)
             case s.HandOff():
                 return await self._hand_off()
             case s.Ack():
@@ -214,17 +228,22 @@ class Run:
         return None
 
     async def _claim(self) -> s.Event:
+        before: Started | None = None
+
         def started(attempt: int) -> Started:
             return Started(
                 attempt=attempt,
                 worker=self._bench.worker,
                 ack_subject=self._delivery.ack_subject,
                 delivered=self._delivery.delivered,
-                pulled_unix_ms=self._pulled_unix_ms,
                 queued_unix_ms=self._delivery.stored_unix_ms,
+                pulled_unix_ms=self._record.pulled_unix_ms,
+                traceparent=self._record.claiming(attempt, before),
             )
 
         def may_start(history: LogReader) -> bool:
+            nonlocal before
+            before = history.last_started
             self._suspect = is_suspect(history)
             if self._suspect:
                 return self._bench.quarantine.admit(self)
@@ -258,10 +277,10 @@ class Run:
                 prior_ids=tuple(writer.ids),
                 priority=PRIORITIES.index(job.priority),
                 cache_salt=job.cache_salt,
-                traceparent=job.traceparent,
+                traceparent=self._record.traceparent,
             )
         )
-        metrics.WORKER.prompt_tokens.labels(model=self._bench.model_name).inc(len(job.prompt_ids))
+        self._record.submitted(writer.total)
 
     def _let_go(self) -> None:
         """Out of the engine and away from the publisher; safe at any time."""
@@ -311,10 +330,6 @@ class Run:
 
     def _read_job(self) -> s.Event:
         delivery = self._delivery.delivery
-        labels = {"model": self._bench.model_name}
-        metrics.WORKER.queue_wait_s.labels(**labels).observe(self._queue_ms / 1000)
-        if delivery.delivered > 1:
-            metrics.REDELIVERED.labels(**labels).inc()
         try:
             job = codec.decode_job(delivery.data)
         except msgspec.DecodeError as error:
@@ -322,6 +337,7 @@ class Run:
         if job.response != self.response or job.model != self._bench.model:
             return self._unreadable(f"{job.response} for {job.model} does not belong on {delivery.subject}")
         self._job = job
+        self._record.read(job)
         self._known_log = ReplyLog(self._bench.broker, job.gateway, job.response, job.session)
         return s.JobRead()
 
@@ -346,10 +362,6 @@ class Run:
         assert self._writer is not None
         return self._writer
 
-    @property
-    def _queue_ms(self) -> float:
-        return max(0.0, self._pulled_unix_ms - self._delivery.stored_unix_ms)
-
     def _finished(self, end: RequestEnd) -> Finished:
         assert end.reason is not None
         writer = self._writer_in_use
@@ -358,19 +370,7 @@ class Run:
             cached_tokens=end.cached_tokens,
             completion_tokens=writer.total,
         )
-        timings = Timings(
-            queue_ms=self._queue_ms,
-            engine_queue_ms=end.engine_queue_ms,
-            prefill_ms=end.prefill_ms,
-            decode_ms=end.decode_ms,
-        )
-        return writer.finished(end.reason, usage, timings, end.stop_token)
-
-    def _count(self, outcome: s.Outcome) -> None:
-        model = self._bench.model_name
-        metrics.WORKER.requests.labels(model=model, outcome=outcome).inc()
-        if outcome in ("completed", "incomplete"):
-            metrics.WORKER.end_to_end_s.labels(model=model).observe(self._clock() - self._pulled_s)
+        return writer.finished(end.reason, usage, self._record.finished(end), end.stop_token)
 
 
 def response_of(delivery: JobDelivery) -> ResponseId:

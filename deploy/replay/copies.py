@@ -109,6 +109,7 @@ def copy_of(
         traceparent=None,
         replay_of=job.response,
         request_digest="",
+        request_id="",
         held=False,
         received_unix_ms=0.0,
         edge_ms=0.0,

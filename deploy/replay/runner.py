@@ -131,6 +131,7 @@ async def running(broker: Broker, config: Config) -> AsyncIterator[Runner]:
         background,
         on_ended=lambda entry: None,
         on_held=lambda entry: None,  # what it stores is never held
+        on_started=lambda entry, started: None,
     )
     async with asyncio.TaskGroup() as tasks:
         background.attach(tasks)

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.api.correlation import traceparent
 from gateway.api.front import Front, caller_of
 from gateway.api.http_request import (
     as_asked,
@@ -19,7 +20,6 @@ from gateway.api.http_request import (
     json_answer,
     received_unix_ms,
     submit,
-    traceparent,
     until_ended_for,
 )
 from gateway.generation import Ended, Generation

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import cast
@@ -14,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.admission import limit_headers
+from gateway.api.correlation import request_id, traceparent
 from gateway.api.front import Front, caller_of
 from gateway.api.parse_json import JsonObject, decode_object, too_large
 from gateway.generation import Ended, Generation
@@ -22,7 +22,6 @@ from gateway.round_trip import rtt_ms
 from schemas.errors import HeadraceError
 
 MAX_KEY = 256
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context
 
 
 class ClientGone(Exception):
@@ -49,12 +48,6 @@ async def read_object(request: Request, max_bytes: int) -> JsonObject:
 def received_unix_ms(request: Request) -> float:
     """When its body was here."""
     return cast("float", request.state.received_unix_ms)
-
-
-def traceparent(request: Request) -> str | None:
-    """W3C trace context; one that is malformed is dropped, as its specification demands."""
-    value = request.headers.get("traceparent", "")
-    return value if _TRACEPARENT.fullmatch(value) else None
 
 
 def idempotency_key(request: Request) -> str | None:
@@ -96,7 +89,12 @@ async def generate(
 def as_asked(request: Request, generation: Generation) -> Generation:
     """With what the connection and the headers say, whatever the API."""
     no_store = "no-store" in request.headers.get("cache-control", "").lower()
-    return replace(generation, rtt_ms=rtt_ms(request.scope), cache="off" if no_store else generation.cache)
+    return replace(
+        generation,
+        rtt_ms=rtt_ms(request.scope),
+        request_id=request_id(request),
+        cache="off" if no_store else generation.cache,
+    )
 
 
 async def submit(front: Front, generation: Generation, names: Mapping[str, str] | None = None) -> Live:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gateway.api import item_list
+from gateway.api.correlation import MAX_REQUEST_ID
 from gateway.api.http_request import MAX_KEY
 from schemas.ids import RESPONSE_PATTERN
 
@@ -80,5 +81,11 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "in": "header",
         "description": "W3C Trace Context. As that demands, a malformed one is taken for none.",
         "schema": {"type": "string"},
+    },
+    "client_request_id": {
+        "name": "X-Client-Request-Id",
+        "in": "header",
+        "description": "Your own name for the request: it stands in logs and traces.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": MAX_REQUEST_ID, "pattern": "^[!-~]+$"},
     },
 }

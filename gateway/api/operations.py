@@ -134,7 +134,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Responses",
         "Generate a response",
         description="As JSON when it has ended, or with `stream` as events while it is generated.",
-        parameters=("idempotency_key", "traceparent"),
+        parameters=("idempotency_key", "traceparent", "client_request_id"),
         body=Body(
             parse_responses.ResponseCreate,
             {"input": "What is a headrace?", "max_output_tokens": 64},
@@ -234,7 +234,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Chat",
         "Answer a chat whose messages the client keeps",
         description="As JSON, or with `stream` as chunks. vLLM's sampling parameters are taken, too.",
-        parameters=("idempotency_key", "traceparent"),
+        parameters=("idempotency_key", "traceparent", "client_request_id"),
         body=Body(
             parse_chat.ChatCompletion,
             {"messages": [{"role": "user", "content": "What is a headrace?"}], "max_tokens": 64},
@@ -252,7 +252,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Chat",
         "Continue a text",
         description="As JSON, or with `stream` as chunks. The prompt may be token ids.",
-        parameters=("idempotency_key", "traceparent"),
+        parameters=("idempotency_key", "traceparent", "client_request_id"),
         body=Body(
             parse_completions.Completion,
             {"prompt": "A headrace is", "max_tokens": 16},
@@ -269,7 +269,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "chat",
         "Chat",
         "Answer a user's question; the user's conversation is remembered",
-        parameters=("idempotency_key", "traceparent"),
+        parameters=("idempotency_key", "traceparent", "client_request_id"),
         body=Body(parse_chat.Question, {"user_id": "me", "query": "What is a headrace?"}),
         answers=Answer,
         refusals=(*_GENERATE, *_MEMORY),

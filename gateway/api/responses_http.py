@@ -65,6 +65,7 @@ async def retrieve(front: Front, request: Request, response_id: str) -> Response
     if after is None:
         return json_answer(await snapshot(front, live), live)
     RESUMES.inc()
+    live.resumed += 1
     return _stream(front, live, after=after)
 
 

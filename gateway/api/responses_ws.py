@@ -14,9 +14,8 @@ from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
-from msgspec.structs import replace
 
-from broker.metrics import RESUMES
+from broker.metrics import RESUMES, STREAMS
 from gateway.api.errors import coded
 from gateway.api.front import Front
 from gateway.api.parse_json import JsonObject, to_request
@@ -129,6 +128,7 @@ class ResponsesSession:
         async def resuming() -> None:
             live = await attach(self._front, self._caller, resume.response_id)
             RESUMES.inc()
+            live.resumed += 1
             await self._follow(live, origin, after=resume.starting_after)
 
         self._spawn(tasks, self._running, resuming, origin)
@@ -182,15 +182,16 @@ class ResponsesSession:
         if earlier is not None:
             await asyncio.wait({earlier})
         with self._front.answering():
-            live = await self._front.pipeline.submit(replace(generation, rtt_ms=self._socket.rtt_ms))
+            live = await self._front.pipeline.submit(self._socket.as_asked(generation))
             await self._follow(live, origin, after=-1)
 
     async def _follow(self, live: Live, origin: Origin, *, after: int) -> None:
         """Send the events behind ``after``. While one waits for the client, news merge in the reader. A
         drain waits for whoever follows, of an old connection or of one that resumed."""
         reader = live.reader(first_token(live, after))
+        streams = STREAMS.labels(api=live.job.presentation.api, transport="websocket")
         try:
-            with self._front.answering(new=False):
+            with self._front.answering(new=False), streams.track_inprogress():
                 events = events_of(self._front, live, after=after, stream_id=origin.stream_id)
                 for event in events.opening():
                     await self._socket.send(_encoder.encode(event))

@@ -10,7 +10,6 @@ import time
 from functools import partial
 
 import msgspec
-from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -107,6 +106,6 @@ class SimpleChatSession:
             question, caller=self._caller, limits=self._front.limits, received_unix_ms=now_ms()
         )
         with self._front.answering():
-            self._live = await submit(self._front, replace(generation, rtt_ms=self._socket.rtt_ms), _NAMES)
+            self._live = await submit(self._front, self._socket.as_asked(generation), _NAMES)
             end = await until_ended(self._front, self._live)
         return _answer(question, self._live, end, began_s)

@@ -10,11 +10,14 @@ import asyncio
 from typing import Literal
 
 import msgspec
+from msgspec.structs import replace
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from gateway.api.correlation import request_id, traceparent
 from gateway.api.errors import socket_event
 from gateway.api.parse_json import JsonObject, decode_object, too_large
 from gateway.auth.shown import open_subprotocol
+from gateway.generation import Generation
 from gateway.outlet import outlet_of
 from gateway.round_trip import rtt_ms
 from schemas.errors import HeadraceError
@@ -50,10 +53,15 @@ class Socket:
         self._session: asyncio.TaskGroup | None = None
         self._leaving: _Leaving | None = None
 
-    @property
-    def rtt_ms(self) -> float | None:
-        """To the client, as of now."""
-        return rtt_ms(self._websocket.scope)
+    def as_asked(self, generation: Generation) -> Generation:
+        """With what the connection says: how far its client is, as of now, and the names that the handshake
+        gave all of its requests. Raises ``invalid_value``."""
+        return replace(
+            generation,
+            rtt_ms=rtt_ms(self._websocket.scope),
+            traceparent=traceparent(self._websocket),
+            request_id=request_id(self._websocket),
+        )
 
     async def receive(self) -> JsonObject:
         """The next message as an object. Raises ``HeadraceError`` for one that is none (go on reading),

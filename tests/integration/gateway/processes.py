@@ -119,7 +119,9 @@ class Gateway(Process):
         raise AssertionError(f"the gateway is not ready: {reason}\n{self.output}")
 
 
-def _worker(nats: NatsServer, redis: RedisServer, folder: Path, **sim: object) -> Process:
+def _worker(
+    nats: NatsServer, redis: RedisServer, folder: Path, extra: Mapping[str, str] | None = None, **sim: object
+) -> Process:
     settings = {f"HEADRACE_SIM__{key.upper()}": str(value) for key, value in sim.items()}
     environ = {
         "HEADRACE_NATS__URL": nats.url,
@@ -127,13 +129,17 @@ def _worker(nats: NatsServer, redis: RedisServer, folder: Path, **sim: object) -
         "HEADRACE_WORKER__ENGINE": "sim",
         "HEADRACE_WORKER__PORT": "0",
         **settings,
+        **(extra or {}),
     }
     return Process("workers.guardian", folder / "worker.log", environ)
 
 
 @contextlib.contextmanager
-def worker(nats: NatsServer, redis: RedisServer, folder: Path, **sim: object) -> Iterator[Process]:
-    process = _worker(nats, redis, folder, **sim)
+def worker(
+    nats: NatsServer, redis: RedisServer, folder: Path, extra: Mapping[str, str] | None = None, **sim: object
+) -> Iterator[Process]:
+    """``extra``: variables of other sections than [sim]."""
+    process = _worker(nats, redis, folder, extra, **sim)
     try:
         yield process
     finally:

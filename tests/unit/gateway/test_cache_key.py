@@ -112,6 +112,7 @@ def test_what_does_not_decide_gives_the_same_key() -> None:
         "received_unix_ms": 4.5,
         "replay_of": JOB.response,
         "request_digest": "d",
+        "request_id": "r",
         "response": ResponseId("resp_01JD0000000000000000000001"),
         "session": SessionToken("s2"),
         "traceparent": "t",
