@@ -22,6 +22,7 @@ _COMMANDS = {
     "keys": ("keys", "Make, list and revoke API keys."),
     "chat": ("chat", "Chat in the terminal, over a gateway's WebSocket."),
     "bench": ("bench", "Load a server, this one or another, and measure it."),
+    "top": ("top", "Show what runs, waits and fails right now."),
     "decode": ("decode", "Turn MessagePack on stdin into JSON on stdout."),
     "config": ("config", "Explain the configuration."),
     "version": ("version", "Show the version."),
