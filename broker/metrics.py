@@ -1,5 +1,6 @@
 """Every metric of Headrace, gateway and worker, in one place, and the small HTTP server that shows a
 worker's. Labels are bounded: models that are served, outcomes and codes of closed lists, never an id.
+What each tells an operator stands in deploy/METRICS.md.
 
 ``observe`` costs 1-2 us: fine once a message, not inside an engine step.
 """
@@ -10,9 +11,10 @@ import asyncio
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import uvicorn
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -20,6 +22,9 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from broker.histogram import StepHistogram
+from broker.plain_counter import PlainCounter
+
+disable_created_metrics()  # a line for each counter and histogram that no query asks for
 
 # Buckets grow by about 1.5, so that a p99 read from them is off by a quarter at most.
 _FIRST_TOKEN_S = (
@@ -41,6 +46,10 @@ _QUEUE_S = (
 _LAG_S = (
     *(0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5),
     *(1.0, 2.0, 5.0, 10.0, 30.0),
+)
+_ROUND_TRIP_S = (
+    *(0.0002, 0.0003, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.03, 0.05),
+    *(0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
 )
 
 
@@ -111,11 +120,6 @@ ADMITTED = Counter(
     "Requests admitted, by lane (over: above the tenant's share)",
     ["model", "lane"],
 )
-QUEUE_DEPTH = Gauge(
-    "headrace_gateway_queue_depth",
-    "Jobs that wait to be pulled, over all gateways; looked at while anything waits",
-    ["model", "priority", "lane"],
-)
 QUEUE_ESTIMATE = Gauge(
     "headrace_gateway_queue_estimate_seconds",
     "Time until a job that came now would start; looked at while anything waits",
@@ -133,6 +137,101 @@ REDELIVERED = Counter(
     "headrace_worker_jobs_redelivered", "Jobs pulled that had been delivered before", ["model"]
 )
 
+GATEWAY_READY = Gauge("headrace_gateway_ready", "1 while a chat would be answered: what /readyz says")
+TCP_CONNECTIONS = Gauge("headrace_gateway_tcp_connections", "Open client connections, idle ones too")
+STREAMS = Gauge(
+    "headrace_gateway_streams",
+    "Responses that are being streamed to a client; transport: sse, websocket",
+    ["api", "transport"],
+)
+SENT_MESSAGES = PlainCounter(
+    "headrace_gateway_sent_messages", "WebSocket messages, and writes of events over HTTP", ["transport"]
+)
+SENT_BYTES = PlainCounter("headrace_gateway_sent_bytes", "Bytes of these, without framing", ["transport"])
+UPDATES = PlainCounter("headrace_gateway_updates", "Times that a client's reader was given new text")
+UPDATE_TOKENS = PlainCounter(
+    "headrace_gateway_update_tokens", "Tokens in these; more than one an update have been merged"
+)
+SLOW_READERS = Gauge("headrace_gateway_slow_readers", "Clients that leave more unread than the kernel takes")
+SLOW_READERS_CLOSED = Counter(
+    "headrace_gateway_slow_readers_closed", "Clients cut off because they read too slowly"
+)
+CACHED_PROMPT_TOKENS = Counter(
+    "headrace_gateway_cached_prompt_tokens",
+    "Prompt tokens that the engine's prefix cache held, of responses that an engine made",
+    ["model"],
+)
+SAVED_TOKENS = Counter(
+    "headrace_gateway_saved_tokens",
+    "Tokens that no engine had to work for; how: cache, joined; kind: prompt, completion",
+    ["model", "how", "kind"],
+)
+TAKEOVERS = Counter(
+    "headrace_gateway_takeovers", "Further workers that took up a response after its first", ["model"]
+)
+
+WORKER_READY = Gauge("headrace_worker_ready", "1 while the worker pulls jobs: what /healthz says")
+SLOTS_USED = Gauge("headrace_worker_slots_used", "Jobs that hold a slot", ["model"])
+ENGINE_STEPS = PlainCounter(
+    "headrace_worker_engine_steps", "Engine steps that brought tokens; tokens a step are the batch", ["model"]
+)
+WORKER_CACHED_PROMPT_TOKENS = Counter(
+    "headrace_worker_cached_prompt_tokens", "Prompt tokens found in the engine's prefix cache", ["model"]
+)
+CONTINUED_TOKENS = Counter(
+    "headrace_worker_continued_tokens",
+    "Tokens that an earlier worker had made and that were fed to the engine again",
+    ["model"],
+)
+UNSENT_TOKENS = Gauge("headrace_worker_unsent_tokens", "Tokens that wait to be published", ["model"])
+UNCONFIRMED_TOKENS = Gauge(
+    "headrace_worker_unconfirmed_tokens", "Tokens of running responses not known to be stored", ["model"]
+)
+TOKENS_ACK_S = Histogram(
+    "headrace_worker_tokens_ack_seconds",
+    "Tokens published to their ack from the broker, of those messages that ask for one",
+    buckets=_ROUND_TRIP_S,
+)
+ACKS_MISSED = Counter(
+    "headrace_worker_acks_missed", "Acks of tokens that did not come, or refused: sent again"
+)
+RESTARTS = Counter("headrace_worker_restarts", "Restarts of this worker process by its guardian")
+ENGINE_START_S = Gauge("headrace_worker_engine_start_seconds", "What the engine took to start", ["model"])
+DEAD_LETTERS = Counter("headrace_worker_dead_letters", "Jobs put among the dead letters", ["model", "code"])
+
+# what gateways often, workers seldom, ask the server; the same on all of them: use max, not sum
+QUEUE_DEPTH = Gauge(
+    "headrace_queue_depth",
+    "Jobs that wait to be pulled, over all gateways",
+    ["model", "priority", "lane"],
+)
+QUEUE_RUNNING = Gauge(
+    "headrace_queue_running", "Jobs pulled and not acked, over all workers", ["model", "priority", "lane"]
+)
+QUEUE_OLDEST_AGE_S = Gauge(
+    "headrace_queue_oldest_age_seconds",
+    "Age of the oldest job that waits to be pulled; 0: none waits",
+    ["model", "priority", "lane"],
+)
+STREAM_BYTES = Gauge("headrace_stream_bytes", "Bytes that a stream holds", ["stream"])
+STREAM_MAX_BYTES = Gauge("headrace_stream_max_bytes", "Bytes at which it drops its oldest", ["stream"])
+STREAM_MESSAGES = Gauge("headrace_stream_messages", "Messages that a stream holds", ["stream"])
+STREAM_MAX_MESSAGES = Gauge(
+    "headrace_stream_max_messages", "Messages at which it drops its oldest; absent: no limit", ["stream"]
+)
+STREAM_OLDEST_AGE_S = Gauge(
+    "headrace_stream_oldest_age_seconds", "Age of the oldest message that a stream holds", ["stream"]
+)
+SURVEYED = Gauge(
+    "headrace_survey_timestamp_seconds", "When queues and streams were last looked at, unix time"
+)
+
+BUILD_INFO = Gauge("headrace_build_info", "1; which part this is, and its version", ["part", "version"])
+LOG_RECORDS = Counter("headrace_log_records", "Lines logged", ["level"])
+SPANS = Counter(
+    "headrace_tracing_spans", "Spans by what became of them: exported, failed, dropped", ["result"]
+)
+
 LOOP_LAG = Histogram(
     "headrace_event_loop_lag_seconds",
     "How late the event loop runs what is due, looked at 20 times a second; every stream waits for it",
@@ -144,12 +243,36 @@ BROKER_RECONNECTS = Counter("headrace_broker_reconnects", "Reconnects to NATS")
 BROKER_DROPPED = Counter(
     "headrace_broker_dropped_messages", "Messages the NATS client dropped: read too slowly"
 )
+BROKER_ROUND_TRIP_S = Histogram(
+    "headrace_broker_round_trip_seconds",
+    "A ping to the NATS server and its pong, every few seconds, behind all that waits to be written",
+    buckets=_ROUND_TRIP_S,
+)
+BROKER_PENDING_BYTES = Gauge(
+    "headrace_broker_pending_bytes", "Bytes that wait to be written to the NATS connection"
+)
+BROKER_MESSAGES = PlainCounter("headrace_broker_messages", "NATS messages; direction: in, out", ["direction"])
+BROKER_BYTES = PlainCounter("headrace_broker_bytes", "Payload bytes of these", ["direction"])
+REDIS_ROUND_TRIP_S = Histogram(
+    "headrace_redis_round_trip_seconds", "A PING to Redis, every few seconds", buckets=_ROUND_TRIP_S
+)
+REDIS_ERRORS = Counter("headrace_redis_errors", "Redis commands that failed or took too long")
 PULL_RESETS = Counter("headrace_broker_pull_resets", "Pulls begun anew, by reason", ["reason"])
 TAIL_GAPS = Counter("headrace_broker_tail_gaps", "Gaps in the tail that were read again")
 UNDECODABLE = Counter(
     "headrace_broker_undecodable_messages", "Stored messages that do not decode", ["stream"]
 )
 TOKENS_HELD_BACK = Counter("headrace_broker_tokens_held_back", "Token messages not sent while disconnected")
+
+
+def introduce(part: Literal["gateway", "worker"], version: str) -> None:
+    """Once a process: what it is. The other part's metrics are not shown: they would all stand at 0."""
+    BUILD_INFO.labels(part=part, version=version).set(1)
+    others = "headrace_worker_" if part == "gateway" else "headrace_gateway_"
+    for collector in tuple(REGISTRY._collector_to_names):
+        names = REGISTRY._collector_to_names[collector]
+        if any(name.startswith(others) for name in names):
+            REGISTRY.unregister(collector)
 
 
 def exposition(accept: str) -> tuple[bytes, str]:
