@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from datetime import datetime
 
 import nats.errors
 from nats.aio.msg import Msg
@@ -18,7 +17,7 @@ from nats.aio.msg import Msg
 from broker import subjects
 from broker.connection import Broker, NoAnswer
 from broker.history import read_stored
-from broker.jetstream import ApiError
+from broker.jetstream import ApiError, stamp_unix_ms
 from broker.replylog import decode_reply
 from schemas.ids import ResponseId
 from schemas.reply import Closed, Failed, Finished, ReplyMessage, Tokens
@@ -142,8 +141,7 @@ class LogFollower:
         if before > self._last_of_part[msg.subject[-1]] or self._may_miss(message):
             self._fall_behind()
             return
-        stored_unix_ms = datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp() * 1000
-        self._give(msg.subject, seq, message, stored_unix_ms)
+        self._give(msg.subject, seq, message, stamp_unix_ms(headers["Nats-Time-Stamp"]))
 
     def _may_miss(self, message: ReplyMessage | None) -> bool:
         """A gap on one of the two subjects shows nothing on the other: tokens rest on a Started, and an end

@@ -82,7 +82,7 @@ async def read_stored(
 
 
 async def read_since(
-    broker: Broker, stream: str, subject_filter: str, since_unix_ms: int
+    broker: Broker, stream: str, subject_filter: str, since_unix_ms: float
 ) -> list[StoredMessage]:
     """What was stored at this time and later. Raises ``NoAnswer`` where the reading broke off."""
     found, more = await jetstream.messages_since(broker, stream, subject_filter, since_unix_ms, SHORT)

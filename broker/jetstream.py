@@ -80,7 +80,7 @@ class PubAck(msgspec.Struct, frozen=True):
 class StoredMessage:
     subject: str
     seq: int
-    stored_unix_ms: int
+    stored_unix_ms: float
     data: bytes
     headers: Mapping[str, str]
 
@@ -194,7 +194,7 @@ async def next_messages(
 
 
 async def messages_since(
-    broker: Broker, stream: str, subject_filter: str, since_unix_ms: int, batch: int
+    broker: Broker, stream: str, subject_filter: str, since_unix_ms: float, batch: int
 ) -> tuple[list[StoredMessage], bool]:
     """As ``next_messages``, of what was stored at this time and later."""
     since = datetime.fromtimestamp(since_unix_ms / 1000, UTC).isoformat()
@@ -238,12 +238,17 @@ def _description(msg: Msg) -> str:
     return (msg.headers or {}).get("Description", "unknown")
 
 
+def stamp_unix_ms(stamp: str) -> float:
+    """Of the server's time stamp, to the microsecond."""
+    return datetime.fromisoformat(stamp).timestamp() * 1000
+
+
 def _stored(msg: Msg) -> StoredMessage:
     headers = msg.headers or {}
     return StoredMessage(
         subject=headers["Nats-Subject"],
         seq=int(headers["Nats-Sequence"]),
-        stored_unix_ms=int(datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp() * 1000),
+        stored_unix_ms=stamp_unix_ms(headers["Nats-Time-Stamp"]),
         data=msg.data,
         headers={name: value for name, value in headers.items() if name not in _WIRE_HEADERS},
     )

@@ -176,7 +176,7 @@ class JobDelivery:
         return self.delivery.delivered
 
     @property
-    def stored_unix_ms(self) -> int:
+    def stored_unix_ms(self) -> float:
         return self.delivery.stored_unix_ms
 
     async def ack(self) -> bool:

@@ -39,6 +39,10 @@ _WHOLE_S = (
     *(0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 45.0),
     *(60.0, 90.0, 120.0, 180.0, 300.0, 600.0, 1800.0, 3600.0),
 )
+_STAGE_S = (
+    *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3),
+    *(0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0),
+)
 _QUEUE_S = (
     *(0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0),
     *(60.0, 120.0, 300.0, 900.0, 3600.0),
@@ -89,6 +93,14 @@ class RequestMetrics:
 
 GATEWAY = RequestMetrics("gateway", "request received")
 WORKER = RequestMetrics("worker", "job pulled")
+
+STAGE_S = Histogram(
+    "headrace_gateway_stage_seconds",
+    "Where the time of ended responses went, by stage: edge, queue, prefill, decode, reconnect (a worker was "
+    "replaced), transport; those it had, which add up to its end-to-end latency (gateway/PROTOCOL.md)",
+    ["model", "stage"],
+    buckets=_STAGE_S,
+)
 
 ERRORS = Counter("headrace_errors", "Errors told to clients or written to logs, by code", ["code"])
 CONNECTIONS = Gauge("headrace_gateway_connections", "Open client WebSockets")

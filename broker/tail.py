@@ -33,15 +33,16 @@ REPAIR_PAUSE_S = 0.05
 
 
 class ReplyTail:
-    """``on_message(response, stream sequence, message)`` is called in stream order, in the event loop; it
-    must not block, and an exception there ends ``run``. ``ready`` is set when the first pull is out."""
+    """``on_message(response, stream sequence, message, stored unix ms)`` is called in stream order, in
+    the event loop; it must not block, and an exception there ends ``run``. ``ready`` is set when the first
+    pull is out."""
 
     def __init__(
         self,
         broker: Broker,
         gateway: GatewayId,
         *,
-        on_message: Callable[[ResponseId, int, ReplyMessage], None],
+        on_message: Callable[[ResponseId, int, ReplyMessage, float], None],
     ) -> None:
         self.ready = asyncio.Event()
         self.last_seq = 0
@@ -141,4 +142,5 @@ class ReplyTail:
         self.last_seq = delivery.stream_seq
         message = decode_reply(delivery.subject, delivery.data, delivery.stream_seq)
         if message is not None:
-            self._on_message(ResponseId(delivery.subject.split(".", 4)[3]), delivery.stream_seq, message)
+            response = ResponseId(delivery.subject.split(".", 4)[3])
+            self._on_message(response, delivery.stream_seq, message, delivery.stored_unix_ms)

@@ -25,12 +25,14 @@ JOB_APART = frozenset(
         "cache_salt",  # a function of the tenant
         "created_unix_ms",
         "deadline_unix_ms",
+        "edge_ms",
         "gateway",
         "held",
         "lane",
         "model_name",
         "presentation",  # its own fields below
         "priority",
+        "received_unix_ms",
         "replay_of",
         "request_digest",
         "response",

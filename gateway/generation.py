@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from broker.stages import Parts
 from gateway.cache_key import CacheWish
 from gateway.output.pieces import Piece
 from schemas.ids import ResponseId, TenantId
@@ -145,8 +146,7 @@ class Parsed(msgspec.Struct, frozen=True):
 class Ended:
     """The one terminal update. ``total``: tokens of the completion that count. ``timings`` are the
     worker's, None where none has told any (a stop string, a cancel: ``usage.cached_tokens`` is not known
-    then, either); ``edge_ms`` is request received to job stored (None on a gateway that did not accept it),
-    ``ttft_ms`` request received to first text."""
+    then, either); ``ttft_ms`` is request received to first text, ``parts`` where ``total_ms`` went."""
 
     outcome: Outcome
     total: int
@@ -155,10 +155,10 @@ class Ended:
     message: str = ""
     usage: Usage = field(default_factory=Usage)
     timings: Timings | None = None
-    edge_ms: float | None = None
     ttft_ms: float | None = None
     total_ms: float = 0.0
     reasoning_tokens: int = 0
+    parts: Parts = field(default_factory=Parts)
 
 
 Update = Queued | Started | Text | Parsed | Ended

@@ -19,7 +19,7 @@ from gateway import closer
 from gateway.attendance import Attendance
 from gateway.background import Background
 from gateway.entry import Accepted, Entry
-from gateway.live import Live, now_ms
+from gateway.live import Live
 from gateway.tokenizer import ChatTokenizer
 from gateway.watcher import Watcher
 from schemas.config import Gateway
@@ -117,7 +117,6 @@ class InFlight:
     def begin(self, entry: Entry) -> None:
         """The job is stored: it may be found, and its times begin to count."""
         live = entry.live
-        live.accepted(now_ms())
         entry.settled.set()
         if live.end is None:
             self._set_deadline(entry)
@@ -156,9 +155,9 @@ class InFlight:
     async def _follow(self, entry: Entry) -> None:
         live = entry.live
 
-        def feed(seq: int, message: ReplyMessage, at_unix_ms: float) -> None:
+        def feed(seq: int, message: ReplyMessage, stored_unix_ms: float) -> None:
             if self._entry_of(live) is entry:  # else it was removed with messages at hand
-                self._feed(entry, seq, message, at_unix_ms)
+                self._feed(entry, seq, message, stored_unix_ms)
 
         follower = LogFollower(self._broker, live.response_id, self._reading, on_message=feed)
         running = asyncio.create_task(follower.run(), name=f"log-of {live.response_id}")
@@ -215,15 +214,15 @@ class InFlight:
 
     # -- what the logs bring ------------------------------------------------------------------------
 
-    def feed(self, response: ResponseId, seq: int, message: ReplyMessage) -> None:
+    def feed(self, response: ResponseId, seq: int, message: ReplyMessage, stored_unix_ms: float) -> None:
         """A message of one of this gateway's own logs."""
         entry = self._entries.get(response)
         if entry is not None and entry.accepted is not None:
-            self._feed(entry, seq, message, None)
+            self._feed(entry, seq, message, stored_unix_ms)
 
-    def _feed(self, entry: Entry, seq: int, message: ReplyMessage, at_unix_ms: float | None) -> None:
+    def _feed(self, entry: Entry, seq: int, message: ReplyMessage, stored_unix_ms: float) -> None:
         live = entry.live
-        live.feed(seq, message, at_unix_ms)
+        live.feed(seq, message, stored_unix_ms)
         if live.end is not None:
             return
         if isinstance(message, Tokens):

@@ -14,6 +14,7 @@ from typing import Protocol
 import msgspec
 
 from broker.log_reader import LogEnd, LogReader
+from broker.stages import StageClock, whole
 from gateway.generation import Ended, Parsed, Queued, Text
 from gateway.live_reader import LiveReader
 from gateway.outcome import Verdict, stopped, verdict
@@ -64,12 +65,10 @@ class Live:
     """``text``: all that was released so far. ``ids``: the completion's tokens that count so far.
     ``started``: a worker has (or had) it. ``end``: set once, and last. ``lost``: set instead, where this
     gateway cannot follow it any more: its readers are told so, and may ask again. ``read_tokens``: what the
-    reader that is farthest has been given. ``received_unix_ms``: when the request was here; 0 where it never
-    was."""
+    reader that is farthest has been given. ``is_own``: this gateway accepted it and reads along, so what
+    happens happens now; what is known of another's is when it was stored."""
 
-    def __init__(
-        self, job: Job, detokenizer: Detokenizer, owner: LiveOwner, *, received_unix_ms: float = 0.0
-    ) -> None:
+    def __init__(self, job: Job, detokenizer: Detokenizer, owner: LiveOwner, *, is_own: bool = False) -> None:
         self.job = job
         self.read_tokens = 0
         self.elsewhere = False  # it has, or had, a client at another gateway
@@ -79,10 +78,11 @@ class Live:
         self.allowance: Ruling | None = None  # what its tenant has left, where this gateway admitted it
         self.end: Ended | None = None
         self.lost: HeadraceError | None = None
-        self._accepted_unix_ms: float | None = None  # the job is stored
         self.first_text_unix_ms: float | None = None
         self.finished_unix_ms: float | None = None
-        self._received_unix_ms = received_unix_ms or float(job.created_unix_ms)
+        self._is_own = is_own
+        self._received_unix_ms = job.received_unix_ms or float(job.created_unix_ms)
+        self._clock = StageClock()
         self._log = LogReader()
         self._detokenizer = detokenizer
         self._stream = TextStream(detokenizer, job.presentation.stop, job.sampling.min_tokens)
@@ -201,30 +201,29 @@ class Live:
 
     # -- what happens -------------------------------------------------------------------------------
 
-    def accepted(self, unix_ms: float) -> None:
-        """The job is stored."""
-        self._accepted_unix_ms = unix_ms
-
-    def feed(self, seq: int, message: ReplyMessage, at_unix_ms: float | None = None) -> None:
-        """A message of the log, in stream order, and when it happened (None: now). After the end nothing
-        changes any more."""
+    def feed(self, seq: int, message: ReplyMessage, stored_unix_ms: float) -> None:
+        """A message of the log, in stream order, and when it was stored. After the end nothing changes any
+        more."""
         if self.end is not None:
             return
         step = self._log.feed(seq, message)
         news = False
-        if step.started is not None and not self.started:
-            self.started = news = True
-            self.started_unix_ms = at_unix_ms or now_ms()
-            self._owner.live_started(self)
+        if step.started is not None:
+            self._clock.started(stored_unix_ms, step.started.queued_unix_ms or self._sent_unix_ms)
+            if not self.started:
+                self.started = news = True
+                self.started_unix_ms = self._when(stored_unix_ms)
+                self._owner.live_started(self)
         if step.new_ids:
-            news = self._decode(step.new_ids, at_unix_ms) or news
+            self._clock.tokens(stored_unix_ms)
+            news = self._decode(step.new_ids, stored_unix_ms) or news
             self._owner.live_tokens(self, len(step.new_ids))
         if step.end is not None:
             self._flush(step.end.total)
         if self._stream.stopped:
-            self._stop(step.end, at_unix_ms)
+            self._stop(step.end, stored_unix_ms)
         elif step.end is not None:
-            self._conclude(verdict(self.job, step.end), at_unix_ms)
+            self._conclude(verdict(self.job, step.end), stored_unix_ms)
         elif news:
             self._wake()
 
@@ -232,28 +231,38 @@ class Live:
         """News of the response that this one follows."""
         if self.end is not None or not self.is_joined:
             return
-        news = False
+        news, now = False, now_ms()
         if leader.started and not self.started:
             self.started = news = True
+            self._clock.started(now, self._sent_unix_ms)
             self._owner.live_started(self)
         new_ids = leader.log.ids[len(self._log.ids) : leader.total]
         if new_ids:
             self._log.lend(new_ids)
-            news = self._decode(new_ids, None) or news
+            self._clock.tokens(now)
+            news = self._decode(new_ids, now) or news
             self._owner.live_tokens(self, len(new_ids))
             leader.read_tokens = max(leader.read_tokens, leader.total)
         if self._stream.stopped:
-            self._stop(None, None)
+            self._stop(None, now)
         elif news:
             self._wake()
 
-    def _stop(self, end: LogEnd | None, at_unix_ms: float | None) -> None:
+    def _when(self, stored_unix_ms: float) -> float:
+        """Its client is told of what was stored then."""
+        return now_ms() if self._is_own else stored_unix_ms
+
+    @property
+    def _sent_unix_ms(self) -> float:
+        return self._received_unix_ms + self.job.edge_ms
+
+    def _stop(self, end: LogEnd | None, stored_unix_ms: float) -> None:
         total = min(len(self._pieces), len(self._log.ids))
         if end is None:
             self._owner.live_stopped(self, total)
-        self._conclude(stopped(self.job, total, end), at_unix_ms)
+        self._conclude(stopped(self.job, total, end), stored_unix_ms)
 
-    def _decode(self, new_ids: Sequence[int], at_unix_ms: float | None) -> bool:
+    def _decode(self, new_ids: Sequence[int], stored_unix_ms: float) -> bool:
         """True if text was released."""
         push, pieces, before = self._stream.push, self._pieces, self._solid
         for token_id in new_ids:
@@ -268,7 +277,7 @@ class Live:
         if self._solid == before:
             return False
         if self.first_text_unix_ms is None:
-            self.first_text_unix_ms = at_unix_ms or now_ms()
+            self.first_text_unix_ms = self._when(stored_unix_ms)
         return True
 
     def _parse(self, solid: int) -> None:
@@ -306,15 +315,17 @@ class Live:
             if self._parser is not None:
                 self._parse(before)
 
-    def _conclude(self, found: Verdict, at_unix_ms: float | None) -> None:
-        self.finished_unix_ms = at_unix_ms or now_ms()
-        received = self._received_unix_ms
+    def _conclude(self, found: Verdict, stored_unix_ms: float) -> None:
+        self.finished_unix_ms = self._when(stored_unix_ms)
+        received, first = self._received_unix_ms, self.first_text_unix_ms
+        total_ms = max(0.0, self.finished_unix_ms - received)
+        told = None if found.timings is None else found.timings.engine_queue_ms
+        stages = self._clock.ended(stored_unix_ms, told)
         reason, thoughts = found.reason, 0
         if self._parser is not None:
             called = self._finish_parsing(self._parser, found.total)
             reason = "tool_calls" if called and reason == "stop" else reason
             thoughts = min(self._parser.reasoning_tokens, found.total)
-        first, stored = self.first_text_unix_ms, self._accepted_unix_ms
         self.end = Ended(
             outcome=found.outcome,
             total=found.total,
@@ -323,9 +334,9 @@ class Live:
             message=found.message,
             usage=found.usage,
             timings=found.timings,
-            edge_ms=max(0.0, stored - received) if stored is not None else None,
             ttft_ms=max(0.0, first - received) if first is not None else None,
-            total_ms=max(0.0, self.finished_unix_ms - received),
+            total_ms=total_ms,
+            parts=whole(total_ms, self.job.edge_ms, stages, held=self.job.held),
             reasoning_tokens=thoughts,
         )
         self._owner.live_ended(self)

@@ -6,7 +6,8 @@ import time
 from functools import lru_cache
 
 from broker.histogram import Tally
-from broker.metrics import GATEWAY
+from broker.metrics import GATEWAY, STAGE_S
+from broker.stages import PARTS, Parts
 from gateway.generation import Ended
 
 HAND_OVER_S = 0.25
@@ -52,6 +53,7 @@ class Meter:
         self._model.prompt_tokens.inc(end.usage.prompt_tokens)
         if end.timings is not None:
             self._model.queue_wait_s.observe(end.timings.queue_ms / 1000)
+        self._model.observe(end.parts)
         GATEWAY.requests.labels(model=self._model.name, outcome=end.outcome).inc()
 
 
@@ -74,8 +76,15 @@ class _Model:
         self._completion_tokens = GATEWAY.completion_tokens.labels(model=name)
         self.running = GATEWAY.running.labels(model=name)
         self.waiting = GATEWAY.waiting.labels(model=name)
+        self._stages = [(part, STAGE_S.labels(model=name, stage=part)) for part in PARTS]
         self.tokens = 0  # not handed over yet
         self.hand_over_at_s = 0.0
+
+    def observe(self, parts: Parts) -> None:
+        """Where a response's time went: of each part that it had."""
+        for part, histogram in self._stages:
+            if (spent_ms := parts.of(part)) > 0:
+                histogram.observe(spent_ms / 1000)
 
     def hand_over(self) -> None:
         self._completion_tokens.inc(self.tokens)

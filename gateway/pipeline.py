@@ -36,7 +36,7 @@ from gateway.generation import Generation
 from gateway.in_flight import InFlight
 from gateway.jobs import make_job, request_digest
 from gateway.joining import Joining
-from gateway.live import Live
+from gateway.live import Live, now_ms
 from gateway.lookup import Lookup, refused
 from gateway.meter import Meter
 from gateway.redis_health import RedisHealth
@@ -322,9 +322,14 @@ class Pipeline:
         card: ModelCard,
         ticket: Ticket,
     ) -> Live:
+        received = generation.received_unix_ms
+        if received:
+            job = msgspec.structs.replace(
+                job, received_unix_ms=received, edge_ms=max(0.0, now_ms() - received)
+            )
         detokenizer = tokenizer.detokenizer_of(job.presentation.shape)
-        live = Live(job, detokenizer, self._in_flight, received_unix_ms=generation.received_unix_ms)
-        counted = Meter(card.name, generation.received_unix_ms or job.created_unix_ms)
+        live = Live(job, detokenizer, self._in_flight, is_own=True)
+        counted = Meter(card.name, received or job.created_unix_ms)
         accepted = Accepted(opened, tokenizer, counted, ticket)
         if job.response in self._in_flight:  # another gateway was quicker, and somebody follows it here
             raise NotFirst
@@ -346,7 +351,7 @@ class Pipeline:
             self._in_flight.begin(entry)
         elif isinstance(opening, Closed) and log_seq is not None:  # its log's first message, and the last
             self._in_flight.begin(self._in_flight.register(live, accepted))
-            self._in_flight.feed(job.response, log_seq, opening)
+            self._in_flight.feed(job.response, log_seq, opening, now_ms())
         if opening is None:
             ticket.stored(live, queue_seq)
         return live

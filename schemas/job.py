@@ -108,7 +108,9 @@ class Presentation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag="job"):
     """``prompt_ids``: the whole prompt, encoded once, at the edge. Times are unix milliseconds.
     ``request_digest``: of what the client asked, where it gave an idempotency key. ``held``: stored where no
-    worker pulls, because its tokens come from elsewhere (broker/REPLYLOG.md, rule 9).
+    worker pulls, because its tokens come from elsewhere (broker/REPLYLOG.md, rule 9). ``received_unix_ms``:
+    when the request was here (0: not told), and ``edge_ms`` from then until this job was sent, both on the
+    gateway's clock.
     Everything that becomes part of a subject is checked as it is decoded."""
 
     response: Annotated[ResponseId, Meta(pattern=RESPONSE_PATTERN)]
@@ -129,6 +131,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_fie
     replay_of: ResponseId | None = None
     request_digest: str = ""
     held: bool = False
+    received_unix_ms: float = 0.0
+    edge_ms: float = 0.0
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag="dead"):

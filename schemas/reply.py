@@ -50,13 +50,15 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
 class Started(_Message, frozen=True, tag="started"):
     """A writer's claim. The stream sequence of this message, once acked, is the writer's fence.
     ``ack_subject`` is the job delivery it works on: whoever finds the writer dead naks it there.
-    ``delivered`` is JetStream's delivery count: shown, never trusted."""
+    ``delivered`` is JetStream's delivery count: shown, never trusted. ``queued_unix_ms``: when the job was
+    stored, on the store's clock (``pulled_unix_ms`` is the worker's)."""
 
     attempt: int  # ordinal of this Started in the log, from 1
     worker: WorkerId
     ack_subject: str = ""
     delivered: int = 0
     pulled_unix_ms: int = 0
+    queued_unix_ms: float = 0.0
 
 
 class Handoff(_Message, frozen=True, tag="handoff"):

@@ -221,6 +221,7 @@ class Run:
                 ack_subject=self._delivery.ack_subject,
                 delivered=self._delivery.delivered,
                 pulled_unix_ms=self._pulled_unix_ms,
+                queued_unix_ms=self._delivery.stored_unix_ms,
             )
 
         def may_start(history: LogReader) -> bool:

@@ -156,15 +156,16 @@ class Routing(msgspec.Struct, frozen=True):
 
 
 class ResponseTimings(msgspec.Struct, frozen=True, kw_only=True):
-    """Milliseconds. ``edge_ms``: request received to job stored; ``ttft_ms``: received to first text.
-    The others are the worker's. None where it is not known: the worker's where the response was ended from
-    outside (a stop string, a cancel), ``edge_ms`` at a gateway that did not accept it."""
+    """Milliseconds: PROTOCOL.md, "Where the time went". The parts add up to ``total_ms``; ``engine_queue_ms``
+    is part of ``queue_ms``, None where no worker told it; ``ttft_ms`` None: there was no text."""
 
-    edge_ms: float | None
-    queue_ms: float | None
+    edge_ms: float
+    queue_ms: float
     engine_queue_ms: float | None
-    prefill_ms: float | None
-    decode_ms: float | None
+    prefill_ms: float
+    decode_ms: float
+    reconnect_ms: float
+    transport_ms: float
     ttft_ms: float | None
     total_ms: float
 
@@ -364,13 +365,16 @@ def _usage(usage: Usage, reasoning_tokens: int) -> ResponseUsage:
 
 
 def _timings(end: Ended) -> ResponseTimings:
-    told = end.timings
+    parts = end.parts
+    in_engine = parts.engine_queue_ms
     return ResponseTimings(
-        edge_ms=None if end.edge_ms is None else round(end.edge_ms, 3),
-        queue_ms=None if told is None else round(told.queue_ms, 3),
-        engine_queue_ms=None if told is None else round(told.engine_queue_ms, 3),
-        prefill_ms=None if told is None else round(told.prefill_ms, 3),
-        decode_ms=None if told is None else round(told.decode_ms, 3),
+        edge_ms=round(parts.edge_ms, 3),
+        queue_ms=round(parts.queue_ms, 3),
+        engine_queue_ms=None if in_engine is None else round(in_engine, 3),
+        prefill_ms=round(parts.prefill_ms, 3),
+        decode_ms=round(parts.decode_ms, 3),
+        reconnect_ms=round(parts.reconnect_ms, 3),
+        transport_ms=round(parts.transport_ms, 3),
         ttft_ms=None if end.ttft_ms is None else round(end.ttft_ms, 3),
         total_ms=round(end.total_ms, 3),
     )

@@ -31,7 +31,7 @@ class Seen:
     def __init__(self) -> None:
         self.messages: list[tuple[ResponseId, int, ReplyMessage]] = []
 
-    def take(self, response: ResponseId, seq: int, message: ReplyMessage) -> None:
+    def take(self, response: ResponseId, seq: int, message: ReplyMessage, stored_unix_ms: float) -> None:
         self.messages.append((response, seq, message))
 
     @property
@@ -175,7 +175,7 @@ async def test_undecodable_messages_do_not_stop_it(broker: Broker) -> None:
 
 
 async def test_an_exception_in_the_callback_ends_run(broker: Broker) -> None:
-    def refuse(response: ResponseId, seq: int, message: ReplyMessage) -> None:
+    def refuse(response: ResponseId, seq: int, message: ReplyMessage, stored_unix_ms: float) -> None:
         raise RuntimeError("bug")
 
     tail = ReplyTail(broker, GATEWAY, on_message=refuse)

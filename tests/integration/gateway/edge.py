@@ -16,7 +16,7 @@ from broker.connection import Broker
 from broker.process import Shutdown
 from broker.tokenizers import fetch_tokenizer
 from gateway.generation import Api, ChatMessage, Ended, Generation, Text
-from gateway.live import Live
+from gateway.live import Live, now_ms
 from gateway.pipeline import Pipeline
 from gateway.text import Detokenizer
 from gateway.tokenizer import ChatTokenizer
@@ -143,6 +143,7 @@ def ask(
         conversation=conversation,
         previous_response_id=ResponseId(previous) if previous else None,
         deadline_s=deadline_s,
+        received_unix_ms=now_ms(),
     )
 
 

@@ -15,6 +15,7 @@ from broker.connection import Broker
 from broker.jobs import find_job, publish_job
 from broker.metrics import exposition
 from broker.replylog import ReplyLog
+from gateway.live import now_ms
 from schemas import codec
 from schemas.config import Gateway, Sim
 from schemas.errors import HeadraceError
@@ -75,7 +76,7 @@ async def test_many_at_once_equal_the_oracle(serving: Edge) -> None:
         assert end.usage.prompt_tokens == len(live.job.prompt_ids)
         assert end.usage.completion_tokens == end.total == len(live.ids)
         assert end.ttft_ms is not None
-        assert 0 < end.edge_ms <= end.ttft_ms <= end.total_ms
+        assert 0 < end.parts.edge_ms <= end.ttft_ms <= end.total_ms
     assert lives[0].job.session != lives[1].job.session
 
 
@@ -193,7 +194,7 @@ async def test_a_stop_string_closes_the_log_though_a_cancel_is_on_its_way(
                 await asyncio.sleep(0)
         fence = live.log.fence
         assert fence is not None
-        live.feed(live.log.last_seq + 1, Tokens(fence=fence, offset=len(live.log.ids), ids=ids))
+        live.feed(live.log.last_seq + 1, Tokens(fence=fence, offset=len(live.log.ids), ids=ids), now_ms())
         assert live.end is not None  # and before it was sent, the stop string is here
         log = ReplyLog(here.broker, live.job.gateway, live.response_id, live.job.session)
         async with asyncio.timeout(10):

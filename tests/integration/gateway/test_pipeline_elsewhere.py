@@ -84,7 +84,7 @@ async def test_the_same_text_on_every_gateway_and_after_the_first_has_died(
             assert kept.end is not None
             assert await text_and_end(kept) == (text, outcome)
             assert again.end is not None
-            assert (kept.end.usage, kept.end.edge_ms) == (again.end.usage, None)
+            assert (kept.end.usage, kept.end.parts) == (again.end.usage, again.end.parts)
 
 
 async def test_attached_before_its_first_token(config: Config, tmp_path: Path) -> None:

@@ -86,7 +86,9 @@ class Client:
         self.messages: dict[ResponseId, list[ReplyMessage]] = {}
         self.tail = ReplyTail(broker, self.gateway, on_message=self._on_message)
 
-    def _on_message(self, response: ResponseId, seq: int, message: ReplyMessage) -> None:
+    def _on_message(
+        self, response: ResponseId, seq: int, message: ReplyMessage, stored_unix_ms: float
+    ) -> None:
         step = self.logs.setdefault(response, LogReader()).feed(seq, message)
         assert not step.gap
         self.messages.setdefault(response, []).append(message)

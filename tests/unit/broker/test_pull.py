@@ -55,5 +55,5 @@ def test_numbers_survive(
 def test_a_delivery_is_read_from_it() -> None:
     delivery = Delivery("hr.job.x", b"data", None, f"$JS.ACK.JOBS.m-interactive-fair.{NUMBERS}")
     assert (delivery.delivered, delivery.stream_seq, delivery.consumer_seq) == (3, 41, 7)
-    assert delivery.stored_unix_ms == 1795363200123
+    assert delivery.stored_unix_ms == 1795363200123.456
     assert delivery.pending == 12

@@ -23,6 +23,7 @@ from schemas.ids import Fence, ResponseId, TenantId, WorkerId
 from schemas.reply import Finished, Started, Tokens, Usage
 from tests.unit.gateway.test_live import make
 
+AT = 1_800_000_000_000.0  # when a message was stored
 HOST = "127.0.0.1:8080"
 IDS = (70, 71, 72)
 
@@ -33,17 +34,17 @@ class OneResponse:
 
     def __init__(self) -> None:
         self.live, _ = make()
-        self.live.feed(1, Started(attempt=1, worker=WorkerId("w")))
-        self.live.feed(2, Tokens(fence=Fence(1), offset=0, ids=IDS[:2]))
+        self.live.feed(1, Started(attempt=1, worker=WorkerId("w")), AT)
+        self.live.feed(2, Tokens(fence=Fence(1), offset=0, ids=IDS[:2]), AT)
         self.refusal: Exception | None = None
         self.cancelled: list[ResponseId] = []
         self.may_cancel = asyncio.Event()
         self.may_cancel.set()
 
     def end(self) -> None:
-        self.live.feed(3, Tokens(fence=Fence(1), offset=2, ids=IDS[2:]))
+        self.live.feed(3, Tokens(fence=Fence(1), offset=2, ids=IDS[2:]), AT)
         usage = Usage(prompt_tokens=3, completion_tokens=3)
-        self.live.feed(4, Finished(fence=Fence(1), total=3, reason="stop", ids=IDS, usage=usage))
+        self.live.feed(4, Finished(fence=Fence(1), total=3, reason="stop", ids=IDS, usage=usage), AT)
 
     async def submit(self, generation: Generation) -> Live:
         if self.refusal is not None:
@@ -60,7 +61,7 @@ class OneResponse:
         if isinstance(self.refusal, HeadraceError):
             raise self.refusal
         self.cancelled.append(response)
-        self.live.feed(3, reply.Closed(reason="cancelled"))
+        self.live.feed(3, reply.Closed(reason="cancelled"), AT)
 
     async def drain(self) -> None:
         pass

@@ -100,6 +100,7 @@ def test_what_does_not_decide_gives_the_same_key() -> None:
         "cache_salt": "s",
         "created_unix_ms": 5,
         "deadline_unix_ms": 6,
+        "edge_ms": 1.5,
         "gateway": GatewayId("gw-2"),
         "held": True,
         "lane": "over",
@@ -108,6 +109,7 @@ def test_what_does_not_decide_gives_the_same_key() -> None:
             api="chat", echo='{"a":1}', conversation="c", user_text="hi", cache="hit"
         ),
         "priority": "batch",
+        "received_unix_ms": 4.5,
         "replay_of": JOB.response,
         "request_digest": "d",
         "response": ResponseId("resp_01JD0000000000000000000001"),

@@ -22,6 +22,7 @@ from schemas.ids import Fence, ResponseId, TenantId, WorkerId, new_response_id
 from schemas.reply import Failed, Finished, Tokens, Usage
 from tests.unit.gateway.test_live import make
 
+AT = 1_800_000_000_000.0  # when a message was stored
 HOST = "127.0.0.1:8080"
 IDS = (70, 71, 72)
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}], "n": 3}
@@ -47,19 +48,19 @@ class Siblings:
         live.job = msgspec.structs.replace(
             live.job, response=new_response_id(), request_digest=digest, model_name=f"model-{number}"
         )
-        live.feed(1, reply.Started(attempt=1, worker=WorkerId("w")))
-        live.feed(2, Tokens(fence=Fence(1), offset=0, ids=IDS[:2]))
+        live.feed(1, reply.Started(attempt=1, worker=WorkerId("w")), AT)
+        live.feed(2, Tokens(fence=Fence(1), offset=0, ids=IDS[:2]), AT)
         self.lives.append(live)
         return live
 
     async def cancel(self, response: ResponseId, tenant: TenantId) -> None:
         self.cancelled.append(response)
         live = next(live for live in self.lives if live.response_id == response)
-        live.feed(3, reply.Closed(reason="cancelled"))
+        live.feed(3, reply.Closed(reason="cancelled"), AT)
 
     def end(self, live: Live) -> None:
         usage = Usage(prompt_tokens=3, completion_tokens=3)
-        live.feed(4, Finished(fence=Fence(1), total=3, reason="stop", ids=IDS, usage=usage))
+        live.feed(4, Finished(fence=Fence(1), total=3, reason="stop", ids=IDS, usage=usage), AT)
 
 
 @pytest.fixture
@@ -159,7 +160,7 @@ async def test_one_that_fails_ends_all(pipeline: Siblings, stream: bool) -> None
         answering = asyncio.create_task(http.post("/v1/chat/completions", json={**CHAT, "stream": stream}))
         await until_asked(pipeline, 3)
         pipeline.end(pipeline.lives[0])
-        pipeline.lives[1].feed(3, Failed(fence=Fence(1), code="engine_failed", message="it died"))
+        pipeline.lives[1].feed(3, Failed(fence=Fence(1), code="engine_failed", message="it died"), AT)
         answer = await answering
     assert pipeline.cancelled == [pipeline.lives[2].response_id]
     if stream:

@@ -9,7 +9,7 @@ from gateway.generation import Started, Text
 from gateway.live import Live
 from schemas.ids import Fence, new_response_id
 from schemas.reply import Finished, TokenLogprobs, Usage
-from tests.unit.gateway.test_live import BYTES, STARTED, Owner, ids_of, make
+from tests.unit.gateway.test_live import AT, BYTES, STARTED, Owner, ids_of, make
 
 
 def ended(text: str = "hello there", logprobs: int | None = None) -> Live:
@@ -17,12 +17,14 @@ def ended(text: str = "hello there", logprobs: int | None = None) -> Live:
     shown = msgspec.structs.replace(model.job.presentation, user_text="a long prompt")
     job = msgspec.structs.replace(model.job, response=new_response_id(), presentation=shown)
     live = Live(job, BYTES, Owner())
-    live.feed(1, STARTED)
+    live.feed(1, STARTED, AT)
     ids = tuple(ids_of(text))
     one = TokenLogprobs(-1.0, tuple((n, -2.0) for n in range(logprobs or 0)))
     told = (one,) * len(ids) if logprobs is not None else None
     usage = Usage(prompt_tokens=3, completion_tokens=len(ids))
-    live.feed(2, Finished(fence=Fence(1), total=len(ids), reason="stop", ids=ids, usage=usage, logprobs=told))
+    live.feed(
+        2, Finished(fence=Fence(1), total=len(ids), reason="stop", ids=ids, usage=usage, logprobs=told), AT
+    )
     return live
 
 

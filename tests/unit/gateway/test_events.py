@@ -14,6 +14,8 @@ from openai.types import responses as sdk
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
 
+from broker import stages
+from broker.stages import Parts
 from gateway.api.chat_events import DONE, ChatChunks, completion
 from gateway.api.responses_events import Event, ResponseEvents, seen_tokens
 from gateway.api.responses_object import Echo, Head, OutputText, Response, head, running
@@ -68,9 +70,14 @@ def a_head(**echo: Any) -> Head:
     return head(a_job(**echo))
 
 
+PARTS = Parts(
+    edge_ms=1, queue_ms=1.5, engine_queue_ms=0.5, prefill_ms=2, decode_ms=4, reconnect_ms=0.5, transport_ms=1
+)
+
+
 def end(outcome: Any = "completed", total: int = 0, **more: Any) -> Ended:
     usage = Usage(prompt_tokens=5, cached_tokens=2, completion_tokens=total)
-    told = {"timings": Timings(queue_ms=1.5), "ttft_ms": 3.0, "total_ms": 10.0, **more}
+    told = {"timings": Timings(queue_ms=1.5), "parts": PARTS, "ttft_ms": 3.0, "total_ms": 10.0, **more}
     return Ended(outcome, total, usage=usage, **told)
 
 
@@ -157,7 +164,9 @@ def test_the_object_at_the_end() -> None:
     assert (parsed.usage.input_tokens, parsed.usage.output_tokens, parsed.usage.total_tokens) == (5, 5, 10)
     assert parsed.usage.input_tokens_details.cached_tokens == 2
     assert parsed.model_extra is not None
-    assert parsed.model_extra["timings"]["queue_ms"] == 1.5
+    timings = parsed.model_extra["timings"]
+    assert (timings["queue_ms"], timings["engine_queue_ms"]) == (1.5, 0.5)
+    assert sum(timings[f"{part}_ms"] for part in stages.PARTS) == timings["total_ms"] == 10
     assert parsed.model_extra["memory"] == "on"
 
 
@@ -172,12 +181,6 @@ def test_the_object_at_the_end() -> None:
 def test_it_says_whether_old_rounds_may_be_dropped(past: dict[str, Any], truncation: str) -> None:
     said = running(head(a_job(past)), "queued")
     assert sdk.Response.model_validate_json(msgspec.json.encode(said)).truncation == truncation
-
-
-def test_times_that_no_worker_told_are_not_made_up() -> None:
-    last = play([end("cancelled", 2, reason="cancelled", timings=None)])[-1]
-    timings = json.loads(msgspec.json.encode(last))["response"]["timings"]
-    assert (timings["queue_ms"], timings["decode_ms"], timings["ttft_ms"]) == (None, None, 3.0)
 
 
 def test_an_empty_completion_is_a_message_all_the_same() -> None:

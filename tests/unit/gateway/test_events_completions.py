@@ -21,7 +21,7 @@ from schemas.ids import Fence, WorkerId
 from schemas.reply import Finished, TokenLogprobs, Tokens, Usage
 from schemas.reply import Started as StartedMessage
 from tests.unit.gateway.test_events import ANSWER, RESPONSE, SPELLING, end
-from tests.unit.gateway.test_live import make
+from tests.unit.gateway.test_live import AT, make
 from tests.unit.gateway.tokenizers_built import byte_level
 
 SAID = tuple(byte_level().encode("hello 你 two").ids)
@@ -35,12 +35,14 @@ def alive(ids: Sequence[int] = SAID, *, asked: int | None = None, reason: Any = 
     """Ended, as its log tells it; with made-up log probabilities if asked."""
     live, _ = make(logprobs=asked)
     given = tuple(TokenLogprobs(-0.5, ((i, -0.5), (i + 1, -1.0))) for i in ids) if asked is not None else None
-    live.feed(1, StartedMessage(attempt=1, worker=WorkerId("w")))
-    live.feed(2, Tokens(fence=Fence(1), offset=0, ids=tuple(ids), logprobs=given))
+    live.feed(1, StartedMessage(attempt=1, worker=WorkerId("w")), AT)
+    live.feed(2, Tokens(fence=Fence(1), offset=0, ids=tuple(ids), logprobs=given), AT)
     usage = Usage(prompt_tokens=3, completion_tokens=len(ids))
     total = len(ids)
     live.feed(
-        3, Finished(fence=Fence(1), total=total, reason=reason, ids=tuple(ids), usage=usage, logprobs=given)
+        3,
+        Finished(fence=Fence(1), total=total, reason=reason, ids=tuple(ids), usage=usage, logprobs=given),
+        AT,
     )
     return live
 

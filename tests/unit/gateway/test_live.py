@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from broker.stages import Parts
 from gateway.cursor import cursor
 from gateway.generation import Ended, Started, Text, Update
 from gateway.live import Live, LiveReader
@@ -21,6 +22,7 @@ from schemas.reply import Closed, Failed, Finished, ReplyMessage, Timings, Token
 from schemas.sampling import Sampling
 from tests.unit.gateway.tokenizers_built import byte_level
 
+AT = 1_800_000_000_000.0  # when a message was stored
 BYTES = Detokenizer(byte_level())
 
 
@@ -113,14 +115,14 @@ async def test_any_merging_and_any_resume_gives_the_same(
     live, owner = make(tuple(stop))
     reader = live.reader()
     seen: list[Update] = []
-    live.feed(1, STARTED)
+    live.feed(1, STARTED, AT)
     at = 0
     for seq, size in enumerate(cuts, start=2):
-        live.feed(seq, tokens(at, ids[at : at + size]))
+        live.feed(seq, tokens(at, ids[at : at + size]), AT)
         at += size
         if size % 2:
             seen += updates(reader) if live.end is None or not ended(seen) else []
-    live.feed(100, finished(ids, "length"))
+    live.feed(100, finished(ids, "length"), AT)
     if not ended(seen):
         seen += await reader.next()
     assert isinstance(seen[0], Started)
@@ -150,14 +152,14 @@ def ended(seen: list[Update]) -> bool:
 def live_one_by_one(ids: list[int], stop: tuple[str, ...]) -> list[Update]:
     live, _ = make(stop)
     reader = live.reader()
-    live.feed(1, STARTED)
+    live.feed(1, STARTED, AT)
     seen = []
     for n, id_ in enumerate(ids):
-        live.feed(n + 2, tokens(n, [id_]))
+        live.feed(n + 2, tokens(n, [id_]), AT)
         seen += updates(reader)
         if live.end is not None:
             return seen
-    live.feed(1000, finished(ids))
+    live.feed(1000, finished(ids), AT)
     return seen + updates(reader)
 
 
@@ -166,16 +168,16 @@ async def test_a_reader_waits_and_is_woken_once_per_news() -> None:
     reader = live.reader()
     waiting = asyncio.ensure_future(reader.next())
     await asyncio.sleep(0)
-    live.feed(1, STARTED)
+    live.feed(1, STARTED, AT)
     assert await waiting == [Started()]
     half = BYTES.token_bytes
     first = next(n for n in range(300) if half(n) == b"\xf0")
     waiting = asyncio.ensure_future(reader.next())
     await asyncio.sleep(0)
-    live.feed(2, tokens(0, [first]))  # a quarter of a character is no news
+    live.feed(2, tokens(0, [first]), AT)  # a quarter of a character is no news
     await asyncio.sleep(0)
     assert not waiting.done()
-    live.feed(3, finished([first]))
+    live.feed(3, finished([first]), AT)
     text, end = await waiting
     assert isinstance(text, Text)
     assert isinstance(end, Ended)
@@ -185,28 +187,48 @@ async def test_a_reader_waits_and_is_woken_once_per_news() -> None:
 async def test_stop_string_ends_at_once_and_asks_for_the_log_to_be_closed() -> None:
     live, owner = make(stop=("END",))
     reader = live.reader()
-    live.feed(1, STARTED)
+    live.feed(1, STARTED, AT)
     ids = ids_of("abc END")
-    live.feed(2, tokens(0, ids + ids_of(" never shown")))
+    live.feed(2, tokens(0, ids + ids_of(" never shown")), AT)
     seen = await reader.next()
     assert text_of(seen) == "abc "
     assert isinstance(seen[-1], Ended)
     assert (seen[-1].outcome, seen[-1].reason, seen[-1].total) == ("completed", "stop", len(ids))
     assert owner.calls == ["attended", f"stopped {len(ids)}", "ended"]
-    live.feed(3, Failed(fence=Fence(1), code="engine_failed", message="late"))
+    live.feed(3, Failed(fence=Fence(1), code="engine_failed", message="late"), AT)
     assert owner.calls.count("ended") == 1
 
 
 async def test_a_stop_string_before_min_tokens_is_text() -> None:
     ids = ids_of("abc END")
     live, owner = make(stop=("END",), min_tokens=len(ids))
-    live.feed(1, STARTED)
-    live.feed(2, tokens(0, ids))
+    live.feed(1, STARTED, AT)
+    live.feed(2, tokens(0, ids), AT)
     assert live.end is None
-    live.feed(3, tokens(len(ids), ids_of(" and END")))
+    live.feed(3, tokens(len(ids), ids_of(" and END")), AT)
     assert live.end is not None
     assert live.text == "abc END and "
     assert owner.calls == [f"stopped {live.end.total}", "ended", "left 0"]
+
+
+async def test_the_parts_of_the_time_are_those_of_the_store_and_add_up() -> None:
+    live, _ = make()
+    job = msgspec.structs.replace(live.job, created_unix_ms=int(AT), received_unix_ms=AT, edge_ms=5.0)
+    live = Live(job, BYTES, Owner())
+    ids = ids_of("abc END and more")
+    queued = msgspec.structs.replace(STARTED, queued_unix_ms=AT + 6)
+    live.feed(1, queued, AT + 20)
+    live.feed(2, tokens(0, ids[:1]), AT + 50)
+    live.feed(3, tokens(1, ids[1:3]), AT + 60)
+    live.feed(4, queued, AT + 90)
+    live.feed(5, Tokens(fence=Fence(4), offset=3, ids=tuple(ids[3:4])), AT + 100)
+    end = msgspec.structs.replace(finished(ids), fence=Fence(4), timings=Timings(engine_queue_ms=9))
+    live.feed(6, end, AT + 130)
+    assert live.end is not None
+    assert live.end.parts == Parts(
+        edge_ms=5, queue_ms=14, prefill_ms=30, decode_ms=40, reconnect_ms=40, transport_ms=1
+    )
+    assert live.end.total_ms == 130
 
 
 async def test_timings_are_the_workers_or_none() -> None:
@@ -221,9 +243,9 @@ async def test_timings_are_the_workers_or_none() -> None:
         ((), [Failed(fence=Fence(1), code="poison", message="x")], None),
     ):
         live, _ = make(stop=stop)
-        live.feed(1, STARTED)
+        live.feed(1, STARTED, AT)
         for seq, message in enumerate(messages, start=2):
-            live.feed(seq, message)
+            live.feed(seq, message, AT)
         assert live.end is not None
         assert live.end.timings == expected
 
@@ -243,8 +265,8 @@ async def test_timings_are_the_workers_or_none() -> None:
 )
 async def test_outcomes(message: ReplyMessage, outcome: str, reason: str | None, code: str | None) -> None:
     live, _ = make()
-    live.feed(1, STARTED)
-    live.feed(2, message)
+    live.feed(1, STARTED, AT)
+    live.feed(2, message, AT)
     end = (await live.reader().next())[-1]
     assert isinstance(end, Ended)
     assert (end.outcome, end.reason, end.code) == (outcome, reason, code)
@@ -261,8 +283,8 @@ async def test_last_reader_gone_is_told_once_and_not_after_the_end() -> None:
     two.close()
     assert owner.calls == ["attended", "deserted"]
     three = live.reader()
-    live.feed(1, STARTED)
-    live.feed(2, finished([]))
+    live.feed(1, STARTED, AT)
+    live.feed(2, finished([]), AT)
     three.close()
     assert owner.calls == ["attended", "deserted", "attended", "ended", "left 0"]
 
@@ -271,8 +293,8 @@ async def test_text_that_only_the_end_released_is_no_token_more() -> None:
     live, owner = make()
     reader = live.reader()
     ids = ids_of("\U0001f9ee")[:1]  # a part of a character
-    live.feed(1, STARTED)
-    live.feed(2, finished(ids))
+    live.feed(1, STARTED, AT)
+    live.feed(2, finished(ids), AT)
     while await reader.next():
         pass
     reader.close()
@@ -284,14 +306,14 @@ async def test_what_was_read_is_known_when_the_last_reader_has_left() -> None:
     ids = ids_of("some words")
     live, owner = make()
     fast, slow = live.reader(), live.reader()
-    live.feed(1, STARTED)
-    live.feed(2, tokens(0, ids[:2]))
+    live.feed(1, STARTED, AT)
+    live.feed(2, tokens(0, ids[:2]), AT)
     await fast.next()
-    live.feed(3, tokens(2, ids[2:]))
+    live.feed(3, tokens(2, ids[2:]), AT)
     slow.close()
     fast.close()
     assert live.read_tokens == 2
-    live.feed(4, Closed(reason="cancelled"))
+    live.feed(4, Closed(reason="cancelled"), AT)
     assert owner.calls[-2:] == ["ended", "left 2"]
     again = live.for_keeping().reader()
     await again.next()
@@ -302,8 +324,8 @@ async def test_what_was_read_is_known_when_the_last_reader_has_left() -> None:
 async def test_logprobs_cover_every_token_that_counts() -> None:
     live, _ = make(stop=("END",), logprobs=0)
     ids = ids_of("ab END")
-    live.feed(1, STARTED)
+    live.feed(1, STARTED, AT)
     logprobs = tuple(TokenLogprobs(-float(n)) for n in range(len(ids)))
-    live.feed(2, Tokens(fence=Fence(1), offset=0, ids=tuple(ids), logprobs=logprobs))
+    live.feed(2, Tokens(fence=Fence(1), offset=0, ids=tuple(ids), logprobs=logprobs), AT)
     text = next(update for update in await live.reader().next() if isinstance(update, Text))
     assert (text.text, text.token_ids, text.logprobs) == ("ab ", tuple(ids), logprobs)

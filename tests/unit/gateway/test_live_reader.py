@@ -11,7 +11,7 @@ from gateway.cursor import cursor
 from gateway.generation import Ended, Parsed, Started, Text, Update
 from gateway.live import Live
 from gateway.tick import Tick
-from tests.unit.gateway.test_live import STARTED, finished, ids_of, live_one_by_one, make, text_of, tokens
+from tests.unit.gateway.test_live import AT, STARTED, finished, ids_of, live_one_by_one, make, text_of, tokens
 
 TEXT = "Ünïcödé and 🙂 more than that, STOP not here"
 IDS = ids_of(TEXT)
@@ -50,17 +50,17 @@ async def turn() -> None:
 async def test_the_updates_are_the_same_by_either_way(steps: list[Step]) -> None:
     live, _ = make()
     client = Client(live)
-    live.feed(1, STARTED)
+    live.feed(1, STARTED, AT)
     at = 0
     for seq, step in enumerate(steps, start=2):
         if isinstance(step, int):
-            live.feed(seq, tokens(at, IDS[at : at + step]))
+            live.feed(seq, tokens(at, IDS[at : at + step]), AT)
             at = min(len(IDS), at + step)
         elif step == "turn":
             await turn()
         else:
             client.is_open = step == "open"
-    live.feed(1000, finished(IDS))
+    live.feed(1000, finished(IDS), AT)
     await client.task
     assert [type(client.got[0]), type(client.got[-1])] == [Started, Ended]
     texts = [update for update in client.got if isinstance(update, Text)]
@@ -74,18 +74,18 @@ async def test_the_updates_are_the_same_by_either_way(steps: list[Step]) -> None
 async def test_each_token_by_itself_and_what_comes_at_once_together() -> None:
     live, _ = make()
     client = Client(live)
-    live.feed(1, STARTED)
+    live.feed(1, STARTED, AT)
     await turn()
     ids = ids_of("abcdef")
     for n in range(3):
-        live.feed(n + 2, tokens(n, [ids[n]]))
+        live.feed(n + 2, tokens(n, [ids[n]]), AT)
         await turn()
-    live.feed(5, tokens(3, [ids[3]]))
-    live.feed(6, tokens(4, [ids[4]]))
+    live.feed(5, tokens(3, [ids[3]]), AT)
+    live.feed(6, tokens(4, [ids[4]]), AT)
     await turn()
     assert [update.text for update in client.got if isinstance(update, Text)] == ["a", "b", "c", "de"]
     assert client.short == 4
-    live.feed(7, finished(ids))
+    live.feed(7, finished(ids), AT)
     await client.task
     assert text_of(client.got) == "abcdef"
 
@@ -93,7 +93,7 @@ async def test_each_token_by_itself_and_what_comes_at_once_together() -> None:
 async def test_a_bug_in_how_text_is_shown_is_met_by_its_own_task() -> None:
     live, _ = make()
     reader = live.reader()
-    live.feed(1, STARTED)
+    live.feed(1, STARTED, AT)
     assert await reader.next() == [Started()]
 
     def show(_: Text | Parsed) -> bool:
@@ -102,7 +102,7 @@ async def test_a_bug_in_how_text_is_shown_is_met_by_its_own_task() -> None:
     reader.divert(Tick(), show)
     waiting = asyncio.ensure_future(reader.next())
     await turn()
-    live.feed(2, tokens(0, ids_of("a")))
+    live.feed(2, tokens(0, ids_of("a")), AT)
     (text,) = await waiting
     assert isinstance(text, Text)
     reader.close()

@@ -87,6 +87,8 @@ MESSAGES: dict[str, Message] = {
         replay_of=RESPONSE,
         request_digest="d1",
         held=True,
+        received_unix_ms=1_699_999_999_998.5,
+        edge_ms=1.5,
     ),
     "dead": DeadLetter(
         response=RESPONSE,
@@ -135,6 +137,7 @@ MESSAGES: dict[str, Message] = {
         ack_subject="$JS.ACK.x",
         delivered=3,
         pulled_unix_ms=1_700_000_000_001,
+        queued_unix_ms=1_700_000_000_000.25,
     ),
     "handoff": Handoff(fence=Fence(17)),
     "joined": Joined(leader=RESPONSE),
