@@ -46,6 +46,10 @@ class LogWriter:
     def unsent(self) -> int:
         return len(self.ids) - self._sent
 
+    @property
+    def unconfirmed(self) -> int:
+        return len(self.ids) - self._confirmed
+
     def append(self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs] | None = None) -> None:
         """New tokens from the engine. Raises ``RuntimeError`` after the terminal was made."""
         if self._ended:

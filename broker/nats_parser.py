@@ -23,6 +23,7 @@ class ShortcutParser(Parser):
 
     def __init__(self, client: Any) -> None:
         self.takers: dict[bytes, Take] = {}
+        self._stats = client.stats  # nats-py counts what it handles itself
         super().__init__(client)
 
     def reset(self) -> None:
@@ -39,7 +40,7 @@ class ShortcutParser(Parser):
             return  # a large one is put together once
         if len(self._held) > 1:
             data = b"".join(self._held)
-        at = 0
+        at = taken = taken_bytes = 0
         while at < len(data):
             line_end = data.find(b"\r\n", at)
             if line_end < 0:
@@ -57,12 +58,17 @@ class ShortcutParser(Parser):
             if take is None:
                 await super().parse(data[at:stop])
             else:
+                taken += 1
+                taken_bytes += stop - 2 - start
                 _give(take, words, data, start, stop - 2)
             at = stop
         else:
             self._needed_bytes = 0
         self._held = [data[at:]]
         self._held_bytes = len(data) - at
+        if taken:
+            self._stats["in_msgs"] += taken
+            self._stats["in_bytes"] += taken_bytes
 
 
 def _give(take: Take, words: list[bytes], data: bytes, start: int, stop: int) -> None:

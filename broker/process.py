@@ -18,7 +18,7 @@ import uvloop
 
 from broker.connection import BrokerClosed, BrokerUnavailable
 from broker.loop_lag import LoopLag
-from broker.metrics import PortUnavailable
+from broker.metrics import LOG_RECORDS, PortUnavailable
 from broker.settings import ConfigError
 from broker.topology import TopologyError
 from schemas.config import Config, Logging
@@ -111,12 +111,18 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 def set_up_logging(name: str, config: Logging) -> None:
     """Everything to stderr, one line a record; a trace follows its line (JSON: stands in ``trace``)."""
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_counted)
     handler.setFormatter(_JsonLines(name) if config.format == "json" else _TextLines(name))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(config.level.upper())
     for noisy in ("asyncio", "httpx", "uvicorn.error"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+
+
+def _counted(record: logging.LogRecord) -> bool:
+    LOG_RECORDS.labels(level=record.levelname.lower()).inc()
+    return True
 
 
 class _TextLines(logging.Formatter):

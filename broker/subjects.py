@@ -44,6 +44,14 @@ def job_filter(model: ModelToken, priority: Priority, lane: Lane) -> str:
     return f"hr.job.{model}.{priority}.{lane}.*"
 
 
+def parse_job_filter(subject: str) -> tuple[ModelToken, str, str]:
+    """Model, priority and lane. Raises ``ValueError`` on any other subject."""
+    tokens = subject.split(".")
+    if len(tokens) != 6 or tokens[:2] != ["hr", "job"] or tokens[5] != "*":
+        raise ValueError(f"not a queue's filter: {subject}")
+    return ModelToken(tokens[2]), tokens[3], tokens[4]
+
+
 def job_consumer(model: ModelToken, priority: Priority, lane: Lane) -> str:
     """Name of the durable pull consumer that all workers of a model share."""
     return f"{model}-{priority}-{lane}"

@@ -103,6 +103,11 @@ class Catalog:
             (card for card in self._known.values() if card.workers), key=lambda card: (card.name, card.token)
         )
 
+    def name_of(self, model: ModelToken) -> str:
+        """The token itself where no worker of it was seen."""
+        card = self._known.get(model)
+        return model if card is None else card.name
+
     def lacking(self) -> list[str]:
         """Names of the models that are served and whose tokenizer is not here."""
         return [card.name for card in self.models() if not self.has_tokenizer(card)]

@@ -9,6 +9,7 @@ import ipaddress
 from collections import Counter
 from collections.abc import Callable
 
+from broker import metrics
 from broker.settings import ConfigError
 from gateway.auth.shown import address_of_host, is_loopback_host
 from schemas.config import Gateway
@@ -37,6 +38,7 @@ class OpenConnections:
             return None
         self._all += 1
         self._of[address] += 1
+        metrics.TCP_CONNECTIONS.set(self._all)
         return address
 
     def _is_proxy(self, host: str) -> bool:
@@ -46,6 +48,7 @@ class OpenConnections:
     def give_back(self, address: str) -> None:
         self._all -= 1
         self._of[address] -= 1
+        metrics.TCP_CONNECTIONS.set(self._all)
         if not self._of[address]:
             del self._of[address]
 
@@ -63,17 +66,20 @@ class SlowReader:
         waits = transport.get_write_buffer_size()
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(self._within_s, self._look, transport, waits)
+        metrics.SLOW_READERS.inc()
 
     def end(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+            metrics.SLOW_READERS.dec()
 
     def _look(self, transport: asyncio.Transport, waited: int) -> None:
         if waited - transport.get_write_buffer_size() >= SLOWEST_BYTES:
             self.begin(transport)
         else:
-            self._timer = None
+            self.end()
+            metrics.SLOW_READERS_CLOSED.inc()
             self._cut_off()
 
 

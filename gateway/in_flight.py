@@ -230,6 +230,8 @@ class InFlight:
                 self._watcher.heard(entry.worker)
         elif isinstance(message, Started):
             entry.worker = message.worker
+            if live.log.attempts > 1 and entry.accepted is not None:
+                metrics.TAKEOVERS.labels(model=live.model_name).inc()
             self._watcher.begun(live.response_id, message)
         elif isinstance(message, Handoff):
             entry.worker = None

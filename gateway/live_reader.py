@@ -6,12 +6,15 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from broker.metrics import UPDATE_TOKENS, UPDATES
 from gateway.generation import Parsed, Started, Text, Update
 from gateway.tick import Tick
 from schemas.errors import HeadraceError
 
 if TYPE_CHECKING:
     from gateway.live import Live
+
+_UPDATES, _TOKENS = UPDATES.labels(), UPDATE_TOKENS.labels()
 
 
 class LiveReader:
@@ -99,6 +102,8 @@ class LiveReader:
 
     def _went(self, end_token: int) -> None:
         live = self._live
+        _UPDATES.value += 1
+        _TOKENS.value += end_token - self._position
         self._position = end_token
         if end_token > live.read_tokens:
             live.read_tokens = max(live.read_tokens, min(end_token, len(live.log.ids)))

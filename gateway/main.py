@@ -6,10 +6,11 @@ import asyncio
 import gc
 import logging
 from contextlib import nullcontext
+from importlib.metadata import version
 
 import msgspec
 
-from broker import topology
+from broker import metrics, topology
 from broker.cache import connect_redis
 from broker.connection import Broker
 from broker.process import Shutdown, run_process
@@ -33,6 +34,7 @@ def run(config: Config) -> int:
     """Returns the exit code."""
 
     async def main(shutdown: Shutdown) -> None:
+        metrics.introduce("gateway", version("headrace"))
         await serve(config, shutdown)
 
     return run_process("gateway", config, main)
@@ -43,6 +45,7 @@ def run_sharing(place: Place, given: bytes) -> int:
     config = msgspec.json.decode(given, type=Config)
 
     async def main(shutdown: Shutdown) -> None:
+        metrics.introduce("gateway", version("headrace"))
         await serve(config, shutdown, place)
 
     return run_process(f"gateway-{place.number}", config, main)
@@ -61,6 +64,7 @@ async def serve(config: Config, shutdown: Shutdown, place: Place | None = None) 
             await topology.apply(broker)
             pipeline = Pipeline(config, broker, redis)
             front = Front(pipeline, config.gateway, place)
+            metrics.GATEWAY_READY.set_function(lambda: front.ready()[0])
             door = Door(config, broker) if config.auth.methods else None
             certificate = certificate_of(config.gateway)
             tls = None if certificate is None else certificate.context

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from functools import lru_cache
+from typing import Literal
 
 from broker.histogram import Tally
-from broker.metrics import GATEWAY, STAGE_S
+from broker.metrics import CACHED_PROMPT_TOKENS, GATEWAY, SAVED_TOKENS, STAGE_S
 from broker.stages import PARTS, Parts
 from gateway.generation import Ended
 
@@ -46,11 +47,18 @@ class Meter:
             model.hand_over_at_s = now_s + HAND_OVER_S
             model.hand_over()
 
-    def ended(self, end: Ended) -> None:
+    def ended(self, end: Ended, saved_by: Literal["cache", "joined"] | None = None) -> None:
+        """``saved_by``: where its tokens come from, if no engine worked for it."""
         (self._model.running if self._started else self._model.waiting).dec()
         self._model.hand_over()
         self._model.end_to_end_s.observe(max(0.0, time.time() - self._received_s))
         self._model.prompt_tokens.inc(end.usage.prompt_tokens)
+        if saved_by is None:
+            self._model.cached_prompt_tokens.inc(end.usage.cached_tokens)
+        else:
+            labels = {"model": self._model.name, "how": saved_by}
+            SAVED_TOKENS.labels(**labels, kind="prompt").inc(end.usage.prompt_tokens)
+            SAVED_TOKENS.labels(**labels, kind="completion").inc(end.usage.completion_tokens)
         if end.timings is not None:
             self._model.queue_wait_s.observe(end.timings.queue_ms / 1000)
         self._model.observe(end.parts)
@@ -73,6 +81,7 @@ class _Model:
         self.end_to_end_s = GATEWAY.end_to_end_s.labels(model=name)
         self.queue_wait_s = GATEWAY.queue_wait_s.labels(model=name)
         self.prompt_tokens = GATEWAY.prompt_tokens.labels(model=name)
+        self.cached_prompt_tokens = CACHED_PROMPT_TOKENS.labels(model=name)
         self._completion_tokens = GATEWAY.completion_tokens.labels(model=name)
         self.running = GATEWAY.running.labels(model=name)
         self.waiting = GATEWAY.waiting.labels(model=name)

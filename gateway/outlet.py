@@ -12,7 +12,10 @@ from typing import Any, Protocol, runtime_checkable
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from broker.metrics import SENT_BYTES, SENT_MESSAGES
 from gateway.round_trip import transport_of
+
+_WRITES, _BYTES = SENT_MESSAGES.labels(transport="sse"), SENT_BYTES.labels(transport="sse")
 
 
 class Outlet(Protocol):
@@ -61,7 +64,14 @@ class Body:
         )
 
     def put(self, data: bytes) -> None:
+        count_events(data)
         self._transport.write(chunk(data))
+
+
+def count_events(data: bytes) -> None:
+    """Of an answer's body, whichever way it goes."""
+    _WRITES.value += 1
+    _BYTES.value += len(data)
 
 
 def text_frame(data: bytes) -> bytes:

@@ -19,6 +19,7 @@ from redis.asyncio import Redis
 from broker.connection import Broker, NoAnswer, unix_ms
 from broker.jetstream import ApiError
 from broker.presence import Roster
+from broker.survey import GATEWAY_INTERVAL_S, Survey
 from broker.tail import ReplyTail
 from gateway import closer, meter, prompt
 from gateway.abilities import check_abilities
@@ -42,7 +43,7 @@ from gateway.meter import Meter
 from gateway.redis_health import RedisHealth
 from gateway.router import Offer, Router
 from gateway.routing import queue_of_card
-from gateway.sharing import Sharing
+from gateway.sharing import Sharing, saved_by
 from gateway.tokenizer import ChatTokenizer
 from schemas.config import Config
 from schemas.errors import HeadraceError
@@ -69,7 +70,7 @@ class Pipeline:
         self._limits = config.gateway
         self._broker = broker
         self._secret = (config.security.secret or secrets.token_hex(32)).encode()
-        self._redis_health = RedisHealth()
+        self._redis, self._redis_health = redis, RedisHealth()
         self._roster = Roster(broker)
         self._catalog = Catalog(broker, self._roster, default_model=config.gateway.default_model)
         self._router = Router(
@@ -99,6 +100,7 @@ class Pipeline:
             is_live=self._in_flight.is_live,
         )
         self._tail = ReplyTail(broker, self.gateway, on_message=self._in_flight.feed)
+        self._survey = Survey(broker, interval_s=GATEWAY_INTERVAL_S, name_of=self._catalog.name_of)
         self._ended = EndedResponses()
         lookup = Lookup(
             broker,
@@ -144,6 +146,8 @@ class Pipeline:
                 tasks.create_task(self._erased.run(), name="erased-responses")
                 tasks.create_task(self._admission.tenants.run(), name="tenant-limits")
                 tasks.create_task(self._admission.queues.run(), name="queue-watch")
+                tasks.create_task(self._survey.run(), name="survey")
+                tasks.create_task(self._redis_health.watch(self._redis), name="redis-health")
         finally:
             self._background.attach(None)
             await self._catalog.close()
@@ -387,7 +391,7 @@ class Pipeline:
         self._sharing.ended(entry)
         if accepted is not None:
             assert live.end is not None
-            accepted.meter.ended(live.end)
+            accepted.meter.ended(live.end, saved_by(live))
             accepted.ticket.settle(live)
             self.conversations.will_close(live.response_id)
             closing = self.conversations.close(accepted.opened, live.job, live.log, accepted.tokenizer)

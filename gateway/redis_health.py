@@ -3,9 +3,11 @@ what they keep there."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from broker import metrics
@@ -14,6 +16,7 @@ from gateway.breaker import Breaker
 log = logging.getLogger(__name__)
 
 AWAY_S = 1.0  # after an error Redis is left alone for so long, or each request would wait for its timeout
+PING_S = 5.0  # so that a Redis that is away, or back, is seen without any request
 PROBE_S = 5.0  # a request that asks it again has told within this time, or was cancelled
 
 
@@ -31,6 +34,7 @@ class RedisHealth:
         return self._breaker.allows(time.monotonic())
 
     def failed(self, error: RedisError) -> None:
+        metrics.REDIS_ERRORS.inc()
         if self._breaker.failed(time.monotonic()):
             log.warning(
                 "Redis does not answer: no memory, no shared answers, limits count on this gateway alone: %s",
@@ -42,3 +46,18 @@ class RedisHealth:
         if self._breaker.answered():
             log.info("Redis answers again")
         metrics.REDIS_DEGRADED.set(0)
+
+    async def watch(self, redis: Redis) -> None:
+        """Never returns."""
+        while True:
+            await asyncio.sleep(PING_S)
+            if not self.may_ask():
+                continue
+            begun_s = time.perf_counter()
+            try:
+                await redis.ping()
+            except RedisError as error:
+                self.failed(error)
+            else:
+                metrics.REDIS_ROUND_TRIP_S.observe(time.perf_counter() - begun_s)
+                self.answered()

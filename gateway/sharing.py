@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 from redis.asyncio import Redis
@@ -19,6 +20,7 @@ from gateway.acceptance import Opening
 from gateway.background import Background
 from gateway.cache_key import CacheWish, may_share
 from gateway.entry import Entry
+from gateway.live import Live
 from gateway.redis_health import RedisHealth
 from gateway.response_cache import CLAIM_S, Answer, Claimed, Led, ResponseCache
 from schemas.config import Cache
@@ -140,3 +142,15 @@ def free_usage(job: Job, total: int) -> Usage:
     """Of a completion that cost this response no prefill."""
     prompt = len(job.prompt_ids)
     return Usage(prompt_tokens=prompt, cached_tokens=prompt, completion_tokens=total)
+
+
+def saved_by(live: Live) -> Literal["cache", "joined"] | None:
+    """Where its tokens come from, if no worker has made any for it."""
+    if live.log.fence is not None:
+        return None
+    match live.job.presentation.cache:
+        case "hit":
+            return "cache"
+        case "joined":
+            return "joined"
+    return None

@@ -16,6 +16,7 @@ from typing import Any
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 
+from broker.metrics import SENT_BYTES, SENT_MESSAGES
 from gateway.connection_limits import OpenConnections, SlowReader
 from gateway.heartbeat import Heartbeat
 from gateway.inbox import Inbox
@@ -27,6 +28,7 @@ MAX_PONGS_BYTES = 256 << 10  # unread, of a client that pings and does not read
 LAST_WORDS_S = 5.0  # for a client that is cut off to take what it was sent
 PING, PONG = b"\x89\x04", b"\x8a\x84"  # with a payload of four bytes, RFC 6455 section 5.5
 PONG_BYTES = 10
+_MESSAGES, _BYTES = SENT_MESSAGES.labels(transport="websocket"), SENT_BYTES.labels(transport="websocket")
 TRY_AGAIN_LATER, GOING_AWAY, TOO_BIG = 1013, 1001, 1009  # close codes, RFC 6455 and IANA
 
 
@@ -129,6 +131,9 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
 
     async def send(self, message: Any) -> None:
         self._busy = True
+        if text := message.get("text"):
+            _MESSAGES.value += 1
+            _BYTES.value += len(text) if text.isascii() else len(text.encode())
         await super().send(message)
 
     def outlet(self, _: Mapping[str, Any]) -> Outlet:
@@ -141,6 +146,8 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
 
     def put(self, data: bytes) -> None:
         self._busy = True
+        _MESSAGES.value += 1
+        _BYTES.value += len(data)
         self.transport.write(text_frame(data))
 
     def handle_cont(self, event: Frame) -> None:

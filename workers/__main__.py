@@ -1,5 +1,5 @@
-"""The worker process as its guardian starts it: ``python -m workers FD``, with the configuration as JSON on
-its standard input. Must import nothing at the top: an engine's own processes may import this file."""
+"""The worker process as its guardian starts it: ``python -m workers FD RESTARTS``, with the configuration as
+JSON on its standard input. Must import nothing at the top: an engine's own processes may import this file."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ if __name__ == "__main__":
 
     from workers.main import run_guarded
 
-    sys.exit(run_guarded(int(sys.argv[1]), sys.stdin.buffer.read()))
+    sys.exit(run_guarded(int(sys.argv[1]), int(sys.argv[2]), sys.stdin.buffer.read()))

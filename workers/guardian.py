@@ -43,6 +43,7 @@ class Guardian:
         self._begun = asyncio.Event()  # the first worker process has been started
         self._returns: asyncio.Future[Returns]
         self._stopping = asyncio.Event()
+        self._restarts = 0
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
@@ -91,6 +92,7 @@ class Guardian:
             how = "hung and was killed" if watch.hung else describe_exit(status)
             if isinstance(verdict, Again):
                 log.error("the worker process %s with %d jobs; it starts again", how, len(watch.line.held))
+                self._restarts += 1
                 if await self._stopping_within(verdict.wait_s):
                     verdict = Exit(0)
             elif verdict.code != 0:
@@ -124,7 +126,7 @@ class Guardian:
         try:
             try:
                 # -P: a folder called workers where the user stands is not ours.
-                argv = (sys.executable, "-P", "-m", "workers", str(writing))
+                argv = (sys.executable, "-P", "-m", "workers", str(writing), str(self._restarts))
                 given = msgspec.json.encode(self._config)  # not in the arguments, which everyone can read
                 child = await ChildProcess.start(argv, {}, None, given=given, pass_fds=(writing,))
             finally:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+from importlib.metadata import version
 
 import msgspec
 
+from broker import metrics
 from broker.connection import NoAnswer
 from broker.process import Shutdown, run_process
 from schemas.config import Config
@@ -16,13 +18,15 @@ from workers.worker import Worker
 COLLECT_AFTER = (20_000, 20, 20)  # Python's own: (700, 10, 10)
 
 
-def run_guarded(lifeline_fd: int, given: bytes) -> int:
-    """Runs one worker until SIGTERM or a failure; returns the exit code (0: drained, 1: failed). ``given``:
-    the configuration as JSON."""
+def run_guarded(lifeline_fd: int, restarts: int, given: bytes) -> int:
+    """Runs one worker until SIGTERM or a failure; returns the exit code (0: drained, 1: failed).
+    ``restarts``: how often its guardian has started it again. ``given``: the configuration as JSON."""
     config = msgspec.json.decode(given, type=Config)
     lifeline = Lifeline(lifeline_fd)
 
     async def main(shutdown: Shutdown) -> None:
+        metrics.introduce("worker", version("headrace"))
+        metrics.RESTARTS.inc(restarts)
         await Worker(config, lifeline=lifeline, on_loaded=_settle_memory).run(shutdown)
 
     return run_process("worker", config, main, known_errors=(EngineDead, NoAnswer))

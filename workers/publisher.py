@@ -73,6 +73,12 @@ class Publisher:
         self._clock = self._loop.time
         self._pace = Pace()
         self._counts = _StepCounts(model_name)
+        metrics.UNSENT_TOKENS.labels(model=model_name).set_function(
+            lambda: sum(outlet.writer.unsent for outlet in self._outlets)
+        )
+        metrics.UNCONFIRMED_TOKENS.labels(model=model_name).set_function(
+            lambda: sum(outlet.writer.unconfirmed for outlet in self._outlets)
+        )
 
     def open(self, log: ReplyLog, writer: LogWriter, *, pulled_s: float) -> Outlet:
         # One that continues repeats all before it in its first message, for the one after it.
@@ -168,6 +174,7 @@ class Publisher:
     def _answered(self, outlet: Outlet, end_offset: int, asked_s: float, msg: Msg) -> None:
         now_s = self._clock()
         self._pace.acked(now_s - asked_s, now_s)
+        metrics.TOKENS_ACK_S.observe(now_s - asked_s)
         try:
             read_ack(msg)
         except ApiError as error:
@@ -179,6 +186,8 @@ class Publisher:
 
     def _missed(self, outlet: Outlet) -> None:
         """Send everything that is not confirmed again."""
+        if outlet.confirming:
+            metrics.ACKS_MISSED.inc()
         self._ask_no_more(outlet)
         outlet.writer.rewind()
         if outlet.writer.unsent:

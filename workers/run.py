@@ -205,6 +205,7 @@ class Run:
                 log.error("%s goes to the dead letters: %s: %s", self.response, code, message)
                 job, bench = self._delivery.delivery, self._bench
                 await bury_job(bench.broker, bench.model, self.response, job, self._known_log, code, message)
+                metrics.DEAD_LETTERS.labels(model=bench.model_name, code=code).inc()
             case s.HandOff():
                 return await self._hand_off()
             case s.Ack():
@@ -261,7 +262,10 @@ class Run:
                 traceparent=job.traceparent,
             )
         )
-        metrics.WORKER.prompt_tokens.labels(model=self._bench.model_name).inc(len(job.prompt_ids))
+        model = self._bench.model_name
+        metrics.WORKER.prompt_tokens.labels(model=model).inc(len(job.prompt_ids))
+        if writer.total:
+            metrics.CONTINUED_TOKENS.labels(model=model).inc(writer.total)
 
     def _let_go(self) -> None:
         """Out of the engine and away from the publisher; safe at any time."""
@@ -353,6 +357,7 @@ class Run:
     def _finished(self, end: RequestEnd) -> Finished:
         assert end.reason is not None
         writer = self._writer_in_use
+        metrics.WORKER_CACHED_PROMPT_TOKENS.labels(model=self._bench.model_name).inc(end.cached_tokens)
         usage = Usage(
             prompt_tokens=len(self._job.prompt_ids),
             cached_tokens=end.cached_tokens,

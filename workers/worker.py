@@ -18,7 +18,9 @@ from nats.aio.msg import Msg
 from broker import metrics, presence, subjects, tokenizers, topology
 from broker.connection import Broker, unix_ms
 from broker.jobs import JobDelivery, JobPuller
+from broker.plain_counter import Cell
 from broker.process import Shutdown
+from broker.survey import WORKER_INTERVAL_S, Survey
 from schemas.config import Config
 from schemas.ids import ModelToken, ResponseId, WorkerId, model_token, new_process_id
 from schemas.presence import WorkerCard, WorkerState
@@ -67,6 +69,7 @@ class Worker:
         self._state: WorkerState = "ready"
         self._announce = asyncio.Event()
         self._tokens = 0
+        self._steps = Cell()
         self._started_unix_ms = unix_ms()
 
     async def run(self, shutdown: Shutdown) -> None:
@@ -99,9 +102,13 @@ class Worker:
                 await self._engine.close()
 
     async def _start_engine(self) -> EngineInfo:
+        begun_s = asyncio.get_running_loop().time()
         if self._engine is None:
             self._engine = await make_engine(self._config)
-        return await self._engine.start(self._on_step)
+        info = await self._engine.start(self._on_step)
+        took_s = asyncio.get_running_loop().time() - begun_s
+        metrics.ENGINE_START_S.labels(model=info.model_name).set(took_s)
+        return info
 
     async def _serve(
         self, broker: Broker, info: EngineInfo, shutdown: Shutdown, group: asyncio.TaskGroup
@@ -137,6 +144,7 @@ class Worker:
         with _side_tasks(group) as start:
             start(publisher.run(), "publisher")
             start(self._keep_announcing(broker, info, model), "presence")
+            start(_survey(broker, info, model).run(), "survey")
             pulling = start(puller.run(), "pull-jobs")
             puller.set_free(info.slots)
             self._lifeline.ready(self.id)  # before it may pull: a job is nobody's else
@@ -176,6 +184,7 @@ class Worker:
 
     def _on_step(self, deltas: list[Delta]) -> None:
         live = self._live
+        self._steps.value += 1
         for delta in deltas:
             self._tokens += len(delta.ids)
             if (run := live.get(delta.request_id)) is not None:
@@ -275,10 +284,20 @@ class Worker:
     def _show_load(self, info: EngineInfo) -> None:
         model, engine = info.model_name, self._engine
         assert engine is not None
+        metrics.WORKER_READY.set_function(lambda: self.health[0])
         metrics.SLOTS.labels(model=model).set(info.slots)
+        metrics.SLOTS_USED.labels(model=model).set_function(lambda: len(self._tasks))
+        self._steps = metrics.ENGINE_STEPS.labels(model=model)
         metrics.WORKER.running.labels(model=model).set_function(lambda: engine.load().running)
         metrics.WORKER.waiting.labels(model=model).set_function(lambda: engine.load().waiting)
         metrics.KV_CACHE.labels(model=model).set_function(lambda: engine.load().kv_cache_usage)
+
+
+def _survey(broker: Broker, info: EngineInfo, model: ModelToken) -> Survey:
+    def name_of(other: ModelToken) -> str:
+        return info.model_name if other == model else other
+
+    return Survey(broker, interval_s=WORKER_INTERVAL_S, name_of=name_of)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from functools import partial
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from broker.metrics import STREAMS
 from gateway.api.errors import internal
 from gateway.api.front import Front
 from gateway.api.http_request import ClientGone, give_up_all
@@ -22,7 +23,7 @@ from gateway.api.token_logprobs import off_loop
 from gateway.generation import Parsed, Text, Update
 from gateway.live import Live
 from gateway.live_reader import LiveReader
-from gateway.outlet import Outlet, outlet_of
+from gateway.outlet import Outlet, count_events, outlet_of
 from schemas.errors import HeadraceError
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,9 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._outlet = outlet_of(scope)
+        api = self._sources[0].live.job.presentation.api
+        streams = STREAMS.labels(api=api, transport="sse")
+        streams.inc(len(self._sources))
         try:
             await send({"type": "http.response.start", "status": 200, "headers": [*_HEADERS, *self._more]})
             async with asyncio.TaskGroup() as tasks:
@@ -79,6 +83,7 @@ class EventStream(Response):
         except* ClientGone:
             pass  # a response goes on for the grace time, and can be resumed; of several only one is known
         finally:
+            streams.dec(len(self._sources))
             for reader in self._readers:
                 self._front.leave(reader)
             if len(self._sources) > 1:
@@ -140,6 +145,7 @@ class EventStream(Response):
                 return
             self._silent = False
             self._done = last
+            count_events(data)
             await send({"type": "http.response.body", "body": data, "more_body": not last})
 
     async def _watch(self, receive: Receive, send: Send) -> None:

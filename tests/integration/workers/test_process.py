@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from importlib.metadata import version
 from pathlib import Path
 
 import httpx
@@ -166,3 +167,37 @@ async def test_metrics(broker: Broker, nats_server: NatsServer, tmp_path: Path) 
         values[f'headrace_worker_requests_total{{model="{config.sim.name}",outcome="incomplete"}}'] == "1.0"
     )
     assert values[f"headrace_worker_requests_running{label}"] == "0.0"
+    assert values["headrace_worker_ready"] == "1.0"
+    assert values[f"headrace_worker_slots_used{label}"] == "0.0"
+    assert float(values[f"headrace_worker_engine_steps_total{label}"]) == 40.0
+    assert float(values[f"headrace_worker_engine_start_seconds{label}"]) > 0
+    assert values[f"headrace_worker_unsent_tokens{label}"] == "0.0"
+    assert values[f"headrace_worker_unconfirmed_tokens{label}"] == "0.0"
+    assert values["headrace_worker_restarts_total"] == "0.0"
+    assert values[f'headrace_build_info{{part="worker",version="{version("headrace")}"}}'] == "1.0"
+    assert values["headrace_broker_connected"] == "1.0"
+    assert float(values['headrace_broker_messages_total{direction="out"}']) >= 40
+    assert float(values["process_start_time_seconds"]) > 0
+    assert not [name for name in values if name.startswith("headrace_gateway_")]
+
+
+async def test_a_restart_and_what_it_cost_are_counted(
+    broker: Broker, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    config = make_config(nats_server.config, inter_token_ms=5)
+    async with client(broker, config, tmp_path) as tester:
+        with subprocess_worker(config, tmp_path) as worker:
+            await worker.until_health(200, "ready")
+            killed_pid = worker.worker_pid
+            (job,) = await tester.streams(1, 300)
+            worker.signal_worker(signal.SIGKILL)
+            await until(lambda: worker.worker_pid not in (0, killed_pid))
+            await tester.until_ended(job)
+            await tester.until_all_acked()
+            async with httpx.AsyncClient() as http:
+                text = (await http.get(f"http://127.0.0.1:{worker.port}/metrics")).text
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    label = f'{{model="{config.sim.name}"}}'
+    assert values["headrace_worker_restarts_total"] == "1.0"
+    assert float(values[f"headrace_worker_continued_tokens_total{label}"]) > 0
+    assert values[f"headrace_worker_jobs_redelivered_total{label}"] == "1.0"

@@ -20,9 +20,12 @@ class Client:
 
     def __init__(self) -> None:
         self.heard: list[object] = []
+        self.stats = {"in_msgs": 0, "in_bytes": 0}
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, hdr: bytes) -> None:
         self.heard.append((sid, subject.decode(), reply.decode(), data, hdr))
+        self.stats["in_msgs"] += 1
+        self.stats["in_bytes"] += len(data) + len(hdr or b"")
 
     async def _process_ping(self) -> None:
         self.heard.append("ping")
@@ -74,6 +77,7 @@ def test_it_hears_what_nats_py_hears(sent: list[Message | bytes], cuts: list[int
     parser.takers[b"%d" % TAKEN] = short.take
     feed(parser, data, cuts)
     assert short.heard == plain.heard
+    assert short.stats == plain.stats
 
 
 def test_a_new_connection_begins_anew() -> None:
