@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
@@ -19,8 +20,6 @@ from typing import Any
 
 import httpx
 import nats
-from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import connect
 
 from deploy import keys
 from schemas.config import Config, Nats
@@ -135,24 +134,30 @@ class World:
         assert httpx.get(url, headers=self.headers(tenant), timeout=30).status_code == 200
 
     def unread(self, tenant: str, response: str) -> None:
-        """A client that asks for the same again and again, and reads nothing; until it is cut off."""
-        raw = socket.socket()
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        host, port = self.stack.url.removeprefix("http://").split(":")
-        raw.connect((host, int(port)))
-        again = json.dumps({"type": "response.resume", "response_id": response})
-        with (
-            contextlib.suppress(ConnectionClosed, OSError, TimeoutError),
-            connect(
-                f"ws://{host}:{port}/v1/responses",
-                sock=raw,
-                additional_headers=self.headers(tenant),
-                max_queue=1,
-                close_timeout=0.1,
-            ) as client,
-        ):
-            for _ in range(4000):
-                client.send(again)
+        """A WebSocket that asks for the same again and again, and reads nothing; until it is cut off."""
+        again = json.dumps({"type": "response.resume", "response_id": response}).encode()
+        before = self._cut_off()
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(("127.0.0.1", self.stack.part("gateway").port))
+            client.sendall(
+                b"GET /v1/responses HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+                b"Upgrade: websocket\r\nConnection: Upgrade\r\n"
+                b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: " + base64.b64encode(bytes(16)) + b"\r\n"
+                b"Authorization: " + self.headers(tenant)["authorization"].encode() + b"\r\n\r\n"
+            )
+            client.settimeout(1)
+            with contextlib.suppress(OSError):
+                while True:
+                    client.sendall(
+                        b"\x81" + bytes([0x80 | len(again)]) + bytes(4) + again
+                    )  # masked with zeros
+            wait_until(lambda: self._cut_off() > before, timeout_s=20, what="a slow reader cut off")
+
+    def _cut_off(self) -> float:
+        name = "headrace_gateway_slow_readers_closed_total"
+        lines = self.stack.metrics("gateway").splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith(name))
 
     def busy(self, people: int, do: Callable[[], object]) -> threading.Event:
         """So many do so again and again, until the event is set or the world ends."""
