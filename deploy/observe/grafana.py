@@ -39,7 +39,7 @@ def dashboard(board: Dashboard) -> Json:
         "time": {"from": "now-1h", "to": "now"},
         "links": [_links()],
         "templating": {"list": [_datasource(), _model()]},
-        "annotations": {"list": [_alerts()]},
+        "annotations": {"list": []},
         "panels": list(_placed(board.panels)),
     }
 
@@ -76,18 +76,6 @@ def _model() -> Json:
         "includeAll": True,
         "allValue": ".*",
         "current": {"selected": True, "text": ["All"], "value": ["$__all"]},
-    }
-
-
-def _alerts() -> Json:
-    """A mark in every graph where an alert fires."""
-    return {
-        "name": "Alerts",
-        "datasource": _DATASOURCE,
-        "enable": True,
-        "iconColor": "red",
-        "expr": 'ALERTS{alertname=~"Headrace.*", alertstate="firing"}',
-        "titleFormat": "{{alertname}}",
     }
 
 

@@ -132,7 +132,7 @@ def _totals(snapshot: Snapshot) -> Text:
             Text(f"{len([g for g in snapshot.gateways if g.listening])} gateways"),
             Text(f"{len(alive)} workers", style="" if alive else "bold red"),
             Text(f"{sum(worker.running for worker in alive)}/{slots} slots in use"),
-            Text(f"{waiting} jobs waiting", style="yellow" if waiting else ""),
+            Text(f"{_count(waiting)} jobs waiting", style="yellow" if waiting else ""),
             Text(f"{sum(worker.tokens_per_s for worker in alive):,.0f} tokens/s"),
         ]
     )
