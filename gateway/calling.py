@@ -4,10 +4,10 @@ forces a call, and how the answer is to be read. Refused where the model cannot.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from gateway.generation import Generation, Tool
 from gateway.output.manner import Manner
@@ -46,7 +46,7 @@ def settle(generation: Generation, manner: Manner, tool_format: str, *, can_forc
             options = (*(pair for pair in options if pair[0] != manner.switch), (manner.switch or "", False))
         thinking = ""
         structured = StructuredOutput(json_schema=forcing_schema(generation))
-        sampling = msgspec.structs.replace(sampling, structured=structured)
+        sampling = replace(sampling, structured=structured)
         form = "arguments" if generation.tool_choice == "named" else "list"
     shape = None
     if tools or thinking:

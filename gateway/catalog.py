@@ -24,6 +24,7 @@ from schemas.presence import WorkerCard
 
 log = logging.getLogger(__name__)
 
+FRESH_S = 0.05  # how long what workers said is taken as it was; who comes and goes is seen at once
 RETRY_S = 10.0  # a tokenizer that could be fetched and not be used is fetched again after so long
 MAX_MODELS = 256  # remembered; beyond, those without workers are forgotten, the oldest first
 
@@ -74,8 +75,10 @@ class Catalog:
         self._default = default_model
         self._known: dict[ModelToken, ModelCard] = {}
         self._loading: dict[str, _Loading] = {}  # by tokenizer name; kept when done, while a model has it
+        self._models: list[ModelCard] = []
+        self._fresh_until_s = 0.0
         self._changed = asyncio.Event()
-        roster.on_change(self._changed.set)
+        roster.on_change(self._workers_changed)
 
     async def run(self) -> None:
         """Get tokenizers as models appear, so that a first request need not wait. Never returns."""
@@ -99,9 +102,7 @@ class Catalog:
     def models(self) -> list[ModelCard]:
         """Models with at least one ready worker, by name."""
         self._refresh()
-        return sorted(
-            (card for card in self._known.values() if card.workers), key=lambda card: (card.name, card.token)
-        )
+        return self._models
 
     def name_of(self, model: ModelToken) -> str:
         """The token itself where no worker of it was seen."""
@@ -186,7 +187,16 @@ class Catalog:
         log.info("tokenizer %s is loaded", name)
         return tokenizer
 
+    def _workers_changed(self) -> None:
+        self._fresh_until_s = 0.0
+        self._changed.set()
+
     def _refresh(self) -> None:
+        """A request asks several times, and each looks at every worker: of a thousand that is 2 ms."""
+        now_s = time.monotonic()
+        if now_s < self._fresh_until_s:
+            return
+        self._fresh_until_s = now_s + FRESH_S
         now: dict[ModelToken, ModelCard] = {}
         for worker in self._roster.workers():
             if worker.state == "ready":
@@ -200,6 +210,8 @@ class Catalog:
         for card in gone[: max(0, len(now) - MAX_MODELS)]:
             del now[card.token]
         self._known = now
+        served = (card for card in now.values() if card.workers)
+        self._models = sorted(served, key=lambda card: (card.name, card.token))
 
 
 def tokenizer_cache() -> Path:

@@ -53,8 +53,7 @@ class Tool:
         return tuple(n for n, at in properties.items() if isinstance(at, dict) and at.get("type") == "string")
 
 
-@dataclass(frozen=True, slots=True)
-class Generation:
+class Generation(msgspec.Struct, frozen=True):
     """A request that passed every check which needs no other part.
 
     ``messages``: this turn's, with the system message first if there is one; earlier turns come from

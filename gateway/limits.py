@@ -12,11 +12,12 @@ import logging
 import math
 import time
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import cast
 
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from gateway.rate import LimitName, LocalRates, Ruling, lane_of, room_of
@@ -41,45 +42,55 @@ local function put(key, at)
   else redis.call('DEL', key) end
 end
 """
-# ARGV: response, tenant, requests/min, tokens/min, concurrent, tokens asked, slots, least share, lease ms.
+# For several responses in turn, with five KEYS each. ARGV: least share, lease ms; then for each: response,
+# tenant, requests/min, tokens/min, concurrent, tokens asked, slots.
 # Asked again (a request repeated under its idempotency key, a command whose answer was lost) it charges once.
 _TAKE = (
     _NOW
     + _FILL
     + """
-local id, rpm, tpm = ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4])
-local most, cost = tonumber(ARGV[5]), tonumber(ARGV[6])
-for k = 3, 5 do redis.call('ZREMRANGEBYSCORE', KEYS[k], '-inf', now) end
-local req, tok = fill(KEYS[1]), fill(KEYS[2])
-local again = redis.call('ZSCORE', KEYS[4], id)
-local refused, wait = 0, 0
-if not again then
-  local req2, tok2 = req, tok
-  if rpm > 0 then req2 = req + 60000 / rpm end
-  if tpm > 0 then tok2 = tok + cost * 60000 / tpm end
-  local req_wait, tok_wait = req2 - now - 60000, tok2 - now - 60000
-  if most > 0 and redis.call('ZCARD', KEYS[3]) >= most then refused = 3
-  elseif tpm > 0 and cost > tpm then refused, wait = 2, -1
-  elseif tpm > 0 and tok_wait > 1e-3 and (rpm == 0 or tok_wait >= req_wait) then refused, wait = 2, tok_wait
-  elseif rpm > 0 and req_wait > 1e-3 then refused, wait = 1, req_wait
-  else
-    req, tok = req2, tok2
-    put(KEYS[1], req) put(KEYS[2], tok)
+local function take(key, id, tenant, rpm, tpm, most, cost, slots)
+  for k = 3, 5 do redis.call('ZREMRANGEBYSCORE', key[k], '-inf', now) end
+  local req, tok = fill(key[1]), fill(key[2])
+  local again = redis.call('ZSCORE', key[4], id)
+  local refused, wait = 0, 0
+  if not again then
+    local req2, tok2 = req, tok
+    if rpm > 0 then req2 = req + 60000 / rpm end
+    if tpm > 0 then tok2 = tok + cost * 60000 / tpm end
+    local req_wait, tok_wait = req2 - now - 60000, tok2 - now - 60000
+    if most > 0 and redis.call('ZCARD', key[3]) >= most then refused = 3
+    elseif tpm > 0 and cost > tpm then refused, wait = 2, -1
+    elseif tpm > 0 and tok_wait > 1e-3 and (rpm == 0 or tok_wait >= req_wait) then refused, wait = 2, tok_wait
+    elseif rpm > 0 and req_wait > 1e-3 then refused, wait = 1, req_wait
+    else
+      req, tok = req2, tok2
+      put(key[1], req) put(key[2], tok)
+    end
   end
+  local over = 0
+  if refused == 0 then
+    local mine = redis.call('ZCARD', key[4])
+    if again then mine = mine - 1 end
+    local lease = tonumber(ARGV[2])
+    redis.call('ZADD', key[3], now + lease, id)
+    redis.call('ZADD', key[4], now + lease, id)
+    redis.call('ZADD', key[5], now + lease, tenant)
+    for k = 3, 5 do redis.call('PEXPIRE', key[k], lease) end
+    local share = math.max(tonumber(ARGV[1]), math.floor(slots / redis.call('ZCARD', key[5])))
+    if mine >= share then over = 1 end
+  end
+  return {refused, tostring(wait), over, tostring(req - now), tostring(tok - now), again and 1 or 0}
 end
-local over = 0
-if refused == 0 then
-  local mine = redis.call('ZCARD', KEYS[4])
-  if again then mine = mine - 1 end
-  local lease = tonumber(ARGV[9])
-  redis.call('ZADD', KEYS[3], now + lease, id)
-  redis.call('ZADD', KEYS[4], now + lease, id)
-  redis.call('ZADD', KEYS[5], now + lease, ARGV[2])
-  for k = 3, 5 do redis.call('PEXPIRE', KEYS[k], lease) end
-  local share = math.max(tonumber(ARGV[8]), math.floor(tonumber(ARGV[7]) / redis.call('ZCARD', KEYS[5])))
-  if mine >= share then over = 1 end
+local said = {}
+for i = 0, #KEYS / 5 - 1 do
+  local key, arg = {}, {}
+  for k = 1, 5 do key[k] = KEYS[i * 5 + k] end
+  for k = 1, 7 do arg[k] = ARGV[i * 7 + 2 + k] end
+  for k = 3, 7 do arg[k] = tonumber(arg[k]) end
+  said[i + 1] = take(key, unpack(arg, 1, 7))
 end
-return {refused, tostring(wait), over, tostring(req - now), tostring(tok - now), again and 1 or 0}
+return said
 """
 )
 # ARGV: response, tenant, requests/min, tokens/min, requests and tokens used beyond what was charged. Once:
@@ -133,11 +144,18 @@ class _Return:
     tokens: int
 
 
+_Asked = tuple[Claim, "asyncio.Future[Ruling]"]
+_ENDING = RedisConnectionError("this gateway is ending")
+
+
 class TenantLimits:
-    """``run`` renews the leases and gives them back; nothing is given back without it."""
+    """``run`` asks Redis, renews the leases and gives them back; without it each tenant counts here alone."""
 
     def __init__(self, redis: Redis, health: RedisHealth, config: Limits) -> None:
         self._redis = redis
+        self._take = redis.register_script(_TAKE)
+        self._asked: list[_Asked] = []  # in this pass of the event loop
+        self._tasks: asyncio.TaskGroup | None = None
         self._min_share = config.min_share
         self._lease_s = config.lease_s
         self.health = health
@@ -185,27 +203,32 @@ class TenantLimits:
 
     async def run(self) -> None:
         """Until cancelled; then it gives all leases back: what goes on in the queue is nobody's here."""
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None
-        renew_s = self._lease_s / 3
-        renew_at = loop.time() + renew_s
         try:
-            # a command to Redis may swallow the cancellation: asyncio.wait_for does, before Python 3.12
-            while not task.cancelling():
-                with suppress(TimeoutError):
-                    async with asyncio.timeout_at(renew_at):
-                        await self._news.wait()
-                self._news.clear()
-                await self._settle()
-                if loop.time() >= renew_at:
-                    renew_at = loop.time() + renew_s
-                    await self._renew()
+            async with asyncio.TaskGroup() as self._tasks:
+                await self._keep()
         finally:
+            self._tasks = None
             for claim in list(self._held.values()):
                 self.give_back(claim)
             with suppress(TimeoutError):
                 async with asyncio.timeout(LAST_WORDS_S):
                     await self._settle()
+
+    async def _keep(self) -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        renew_s = self._lease_s / 3
+        renew_at = loop.time() + renew_s
+        # a command to Redis may swallow the cancellation: asyncio.wait_for does, before Python 3.12
+        while not task.cancelling():
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(renew_at):
+                    await self._news.wait()
+            self._news.clear()
+            await self._settle()
+            if loop.time() >= renew_at:
+                renew_at = loop.time() + renew_s
+                await self._renew()
 
     # -- here ---------------------------------------------------------------------------------------
 
@@ -234,25 +257,39 @@ class TenantLimits:
     # -- Redis --------------------------------------------------------------------------------------
 
     async def _ask(self, claim: Claim) -> Ruling:
-        quota = claim.quota
-        said = await self._redis.eval(
-            _TAKE,
-            5,
-            *_keys(claim),
-            *(claim.response, claim.tenant),
-            *(quota.requests_per_minute, quota.tokens_per_minute, quota.concurrent_responses),
-            *(claim.tokens, claim.slots, self._min_share, int(self._lease_s * 1000)),
-        )
-        refused, wait, over, requests, tokens, again = cast("tuple[int, bytes, int, bytes, bytes, int]", said)
-        wait_ms = float(wait)
-        return Ruling(
-            _LANES[over],
-            _REFUSED[refused],
-            math.inf if wait_ms < 0 else wait_ms,
-            room_of(quota.requests_per_minute, float(requests), 0.0),
-            room_of(quota.tokens_per_minute, float(tokens), 0.0),
-            repeats=bool(again),
-        )
+        """What is asked in one pass of the event loop is one command: of a burst, each would cost as much as
+        all that its request does here besides."""
+        answer: asyncio.Future[Ruling] = asyncio.get_running_loop().create_future()
+        if not self._asked:
+            asyncio.get_running_loop().call_soon(self._send)
+        self._asked.append((claim, answer))
+        return await answer
+
+    def _send(self) -> None:
+        asked, self._asked = [one for one in self._asked if not one[1].done()], []
+        try:
+            if self._tasks is None:
+                raise RuntimeError("not running")
+            self._tasks.create_task(self._ask_all(asked), name="take-limits")
+        except RuntimeError:  # what a task group says when it is shutting down
+            _fail(asked, _ENDING)
+
+    async def _ask_all(self, asked: Sequence[_Asked]) -> None:
+        keys = [key for claim, _ in asked for key in _keys(claim)]
+        arguments: list[str | int] = [self._min_share, int(self._lease_s * 1000)]
+        for claim, _ in asked:
+            quota = claim.quota
+            arguments += (claim.response, claim.tenant, quota.requests_per_minute, quota.tokens_per_minute)
+            arguments += (quota.concurrent_responses, claim.tokens, claim.slots)
+        try:
+            said = await self._take(keys=keys, args=arguments)
+            for (claim, answer), one in zip(asked, said, strict=True):
+                if not answer.done():  # else its request was given up
+                    answer.set_result(_ruling(claim.quota, one))
+        except RedisError as error:
+            _fail(asked, error)
+        finally:
+            _fail(asked, _ENDING)
 
     async def _settle(self) -> None:
         """Without Redis nothing: leases that nobody renews come back by themselves."""
@@ -288,6 +325,25 @@ class TenantLimits:
             self.health.answered()
         except RedisError as error:
             self.health.failed(error)
+
+
+def _ruling(quota: Quota, said: tuple[int, bytes, int, bytes, bytes, int]) -> Ruling:
+    refused, wait, over, requests, tokens, again = said
+    wait_ms = float(wait)
+    return Ruling(
+        _LANES[over],
+        _REFUSED[refused],
+        math.inf if wait_ms < 0 else wait_ms,
+        room_of(quota.requests_per_minute, float(requests), 0.0),
+        room_of(quota.tokens_per_minute, float(tokens), 0.0),
+        repeats=bool(again),
+    )
+
+
+def _fail(asked: Sequence[_Asked], error: RedisError) -> None:
+    for _, answer in asked:
+        if not answer.done():
+            answer.set_exception(error)
 
 
 def _keys(claim: Claim) -> tuple[str, ...]:

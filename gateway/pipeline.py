@@ -45,6 +45,7 @@ from gateway.router import Offer, Router
 from gateway.routing import queue_of_card
 from gateway.sharing import Sharing, saved_by
 from gateway.tokenizer import ChatTokenizer
+from gateway.turnstile import Turnstile
 from schemas.config import Config
 from schemas.errors import HeadraceError
 from schemas.ids import (
@@ -124,6 +125,7 @@ class Pipeline:
             settle=self._settle,
         )
         self._erased = Erased(broker, on_erased=lookup.forget, on_missed=self._ended.drop_all)
+        self._turnstile = Turnstile()
         self._submitting = 0
         self._keyed: dict[ResponseId, asyncio.Event] = {}  # being submitted under an idempotency key
         self._disowned = 0  # refused jobs that may be stored: with them, too, no more than max_responses
@@ -201,6 +203,7 @@ class Pipeline:
         long as the queue keeps its job."""
         self._submitting += 1
         try:
+            await self._turnstile.enter()
             if generation.idempotency_key is None:
                 return await self._submit_new(generation, new_response_id())
             return await self._submit_once(generation, generation.idempotency_key)

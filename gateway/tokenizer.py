@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +27,10 @@ from schemas.errors import HeadraceError
 from schemas.job import OutputShape
 
 log = logging.getLogger(__name__)
+
+# A prompt is encoded in the thread that asks: handing it to the library's pool costs a thread switch, which
+# takes longer than the encoding where the machine is busy. The library reads this at each call.
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 _BREAK = "\ue000headrace-goes-on-here\ue000"  # stands where a message is to be continued, and is cut off

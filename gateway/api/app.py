@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
@@ -37,6 +38,8 @@ from gateway.auth.door import Door
 from gateway.caller import Caller
 from schemas.errors import HeadraceError
 
+Endpoint = Callable[[Request], Awaitable[Response]]
+
 
 class Session(Protocol):
     async def run(self) -> None: ...
@@ -44,25 +47,16 @@ class Session(Protocol):
 
 def build(front: Front, door: Door | None = None) -> ASGIApp:
     """The gateway's ASGI application. ``door`` None: nobody is asked who they are."""
-    app = FastAPI(
-        docs_url=None,  # both pages load scripts from elsewhere
-        redoc_url=None,
+    app = Starlette(
+        routes=[*_api(front, door), *_ops(front), *_page()],
         exception_handlers={
             HeadraceError: errors.answer_coded,
             HTTPException: errors.answer_framework,
-            RequestValidationError: errors.answer_validation,
             ClientGone: errors.answer_nobody,
             ClientDisconnect: errors.answer_nobody,
             Exception: errors.answer_bug,
         },
     )
-    _responses(app, front)
-    _conversations(app, front)
-    _chats(app, front)
-    _tokens(app, front, door)
-    _ops(app, front)
-    _page(app)
-    app.openapi = openapi.document  # type: ignore[method-assign]
     return _guarded(Sockets(app, front), front, door)
 
 
@@ -85,98 +79,81 @@ def _guarded(app: ASGIApp, front: Front, door: Door | None) -> ASGIApp:
     return Guard(inner, limits.allowed_origins, loopback_only=loopback_only)
 
 
-def _responses(app: FastAPI, front: Front) -> None:
-    @app.post("/v1/responses")
-    async def create_response(request: Request) -> Response:
-        return await responses_http.create(front, request)
+class Served(Route):
+    """One method of a path: without the HEAD that comes along with a GET, which would follow a stream."""
 
-    @app.get("/v1/responses/{response_id}")
-    async def retrieve_response(request: Request, response_id: str) -> Response:
-        return await responses_http.retrieve(front, request, response_id)
-
-    @app.post("/v1/responses/{response_id}/cancel")
-    async def cancel_response(request: Request, response_id: str) -> Response:
-        return await responses_http.cancel(front, request, response_id)
-
-    @app.delete("/v1/responses/{response_id}")
-    async def delete_response(request: Request, response_id: str) -> Response:
-        return await responses_http.delete(front, request, response_id)
-
-    @app.get("/v1/responses/{response_id}/input_items")
-    async def list_input_items(request: Request, response_id: str) -> Response:
-        return await responses_http.input_items(front, request, response_id)
+    def __init__(self, method: str, path: str, endpoint: Endpoint, *, described: bool = True) -> None:
+        super().__init__(path, endpoint, methods=[method], include_in_schema=described)
+        self.methods = {method}
 
 
-def _conversations(app: FastAPI, front: Front) -> None:
-    @app.get("/v1/conversations/{name:path}/items")
-    async def list_items(request: Request, name: str) -> Response:
-        return await conversations.items(front, request, name)
+def _api(front: Front, door: Door | None) -> list[Served]:
+    def to(operation: Callable[..., Awaitable[Response]], *parameters: str) -> Endpoint:
+        async def answer(request: Request) -> Response:
+            return await operation(front, request, *(request.path_params[name] for name in parameters))
 
-    @app.get("/v1/conversations/{name:path}")
-    async def retrieve_conversation(request: Request, name: str) -> Response:
-        return await conversations.retrieve(front, request, name)
+        return answer
 
-    @app.delete("/v1/conversations/{name:path}")
-    async def delete_conversation(request: Request, name: str) -> Response:
-        return await conversations.delete(front, request, name)
-
-
-def _chats(app: FastAPI, front: Front) -> None:
-    @app.post("/v1/chat/completions")
-    async def create_chat_completion(request: Request) -> Response:
-        return await chat_completions.create(front, request)
-
-    @app.post("/v1/completions")
-    async def create_completion(request: Request) -> Response:
-        return await completions.create(front, request)
-
-    @app.post("/chat")
-    async def chat(request: Request) -> Response:
-        return await simple_chat.post(front, request)
-
-
-def _tokens(app: FastAPI, front: Front, door: Door | None) -> None:
-    @app.post("/v1/tokens")
     async def create_token(request: Request) -> Response:
         return await tokens.create(front, door, request)
 
+    response, conversation = "/v1/responses/{response_id}", "/v1/conversations/{name:path}"
+    return [
+        Served("POST", "/v1/chat/completions", to(chat_completions.create)),
+        Served("POST", "/v1/responses", to(responses_http.create)),
+        Served("POST", "/v1/completions", to(completions.create)),
+        Served("POST", "/chat", to(simple_chat.post)),
+        Served("GET", response, to(responses_http.retrieve, "response_id")),
+        Served("POST", f"{response}/cancel", to(responses_http.cancel, "response_id")),
+        Served("DELETE", response, to(responses_http.delete, "response_id")),
+        Served("GET", f"{response}/input_items", to(responses_http.input_items, "response_id")),
+        Served("GET", f"{conversation}/items", to(conversations.items, "name")),
+        Served("GET", conversation, to(conversations.retrieve, "name")),
+        Served("DELETE", conversation, to(conversations.delete, "name")),
+        Served("GET", "/v1/models", to(ops.models)),
+        Served("GET", "/v1/models/{name:path}", to(ops.model, "name")),
+        Served("POST", "/v1/tokens", create_token),
+    ]
 
-def _ops(app: FastAPI, front: Front) -> None:
-    @app.get("/v1/models")
-    async def list_models() -> Response:
-        return ops.models(front)
 
-    @app.get("/v1/models/{name:path}")
-    async def retrieve_model(name: str) -> Response:
-        return ops.model(front, name)
-
-    @app.get("/healthz")
-    async def healthz() -> Response:
+def _ops(front: Front) -> list[Served]:
+    async def healthz(request: Request) -> Response:
         return ops.healthz()
 
-    @app.get("/readyz")
-    async def readyz() -> Response:
+    async def readyz(request: Request) -> Response:
         return ops.readyz(front)
 
-    @app.get("/metrics")
     async def metrics(request: Request) -> Response:
         return await ops.metrics(front, request)
 
+    async def document(request: Request) -> Response:
+        return Response(openapi.encoded(), media_type="application/json")
 
-def _page(app: FastAPI) -> None:
+    return [
+        Served("GET", "/healthz", healthz),
+        Served("GET", "/readyz", readyz),
+        Served("GET", "/metrics", metrics),
+        Served("GET", "/openapi.json", document, described=False),
+    ]
+
+
+def _page() -> list[Served]:
     files = PageFiles()
 
-    @app.get("/", include_in_schema=False)
     async def page(request: Request) -> Response:
         return files.index(request)
 
-    @app.get("/assets/{path:path}", include_in_schema=False)
-    async def asset(request: Request, path: str) -> Response:
-        return files.asset(request, path)
+    async def asset(request: Request) -> Response:
+        return files.asset(request, request.path_params["path"])
+
+    return [
+        Served("GET", "/", page, described=False),
+        Served("GET", "/assets/{path:path}", asset, described=False),
+    ]
 
 
 class Sockets:
-    """WebSockets go round FastAPI: what its layers hold for a connection, they hold while it is idle."""
+    """WebSockets go round Starlette: what its layers hold for a connection, they hold while it is idle."""
 
     def __init__(self, app: ASGIApp, front: Front) -> None:
         self._app = app

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
 
 import msgspec
+from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -53,7 +53,7 @@ def _seeded(sampling: Sampling, i: int) -> Sampling:
     if sampling.seed is None or i == 0:
         return sampling
     seed = (sampling.seed + i + _SEEDS // 2) % _SEEDS - _SEEDS // 2  # seeds are 64-bit integers
-    return msgspec.structs.replace(sampling, seed=seed)
+    return replace(sampling, seed=seed)
 
 
 async def generate_choices(

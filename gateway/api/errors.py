@@ -7,10 +7,10 @@ import logging
 from typing import Any, Literal
 
 import msgspec
-from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from broker.metrics import ERRORS as COUNT
 from schemas.errors import ERRORS, HeadraceError
@@ -124,14 +124,9 @@ async def answer_framework(request: Request, error: Exception) -> Response:
 
 def _served(request: Request) -> str:
     """The methods of a path: the framework tells those of its first route only."""
-    path = request.scope["route"].path
-    routes = (route for route in request.app.routes if isinstance(route, APIRoute) and route.path == path)
-    return ", ".join(sorted({method for route in routes for method in route.methods}))
-
-
-async def answer_validation(request: Request, error: Exception) -> Response:
-    """Only path parameters are the framework's to check."""
-    return http_answer(HeadraceError("invalid_request", "The address of the request is malformed."))
+    routes = request.app.routes
+    path = next(route.path for route in routes if route.matches(request.scope)[0] is not Match.NONE)
+    return ", ".join(sorted({method for route in routes if route.path == path for method in route.methods}))
 
 
 async def answer_nobody(request: Request, error: Exception) -> Response:

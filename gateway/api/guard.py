@@ -12,6 +12,7 @@ import ipaddress
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -123,6 +124,7 @@ class Tally:
                 del self._taken[name]
 
 
+@lru_cache(maxsize=1024)
 def is_loopback(host: str) -> bool:
     if host == "localhost" or host.endswith(".localhost"):
         return True
@@ -132,6 +134,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+@lru_cache(maxsize=1024)
 def _name(host: str) -> str:
     try:
         return urlsplit(f"//{host}").hostname or ""

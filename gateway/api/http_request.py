@@ -6,9 +6,9 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 
 import msgspec
+from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -88,10 +88,8 @@ async def generate(
 
 def as_asked(request: Request, generation: Generation) -> Generation:
     """With what the connection and the headers say, whatever the API."""
-    generation = replace(generation, rtt_ms=rtt_ms(request.scope))
-    if "no-store" in request.headers.get("cache-control", "").lower():
-        generation = replace(generation, cache="off")
-    return generation
+    no_store = "no-store" in request.headers.get("cache-control", "").lower()
+    return replace(generation, rtt_ms=rtt_ms(request.scope), cache="off" if no_store else generation.cache)
 
 
 async def submit(front: Front, generation: Generation, names: Mapping[str, str] | None = None) -> Live:

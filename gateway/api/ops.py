@@ -58,12 +58,12 @@ async def metrics(front: Front, request: Request) -> Response:
     return Response(body, headers={"content-type": content_type})
 
 
-def models(front: Front) -> Response:
+async def models(front: Front, request: Request) -> Response:
     listed = ModelList([_model(offer) for offer in front.pipeline.offers()])
     return Response(msgspec.json.encode(listed), media_type="application/json")
 
 
-def model(front: Front, name: str) -> Response:
+async def model(front: Front, request: Request, name: str) -> Response:
     """Raises ``model_not_found``."""
     for offer in front.pipeline.offers():
         if offer.name == name:

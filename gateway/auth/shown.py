@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
+from functools import lru_cache
 
 from starlette.requests import HTTPConnection
 
@@ -53,6 +54,7 @@ def is_of_this_machine(connection: HTTPConnection) -> bool:
     return here and not any(name in connection.headers for name in _FORWARDED)
 
 
+@lru_cache(maxsize=1024)
 def is_loopback_host(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import pytest
+from msgspec.structs import replace
 
 from broker import jetstream, subjects
 from broker.connection import Broker
@@ -49,10 +48,10 @@ def config_of(nats: NatsServer, redis: RedisServer, sim: Sim, **sections: object
     """All parts share one busy event loop here: nobody is taken for dead or away because of that."""
     config = configured(nats, redis, sim=sim, gateway=Gateway(disconnect_grace_s=120))
     patient = {
-        "redis": msgspec.structs.replace(config.redis, timeout_s=10),
-        "worker": msgspec.structs.replace(config.worker, presence_interval_s=10),
+        "redis": replace(config.redis, timeout_s=10),
+        "worker": replace(config.worker, presence_interval_s=10),
     }
-    return msgspec.structs.replace(config, **patient, **sections)
+    return replace(config, **patient, **sections)
 
 
 def job(tenant: TenantId, max_tokens: int, priority: Priority = "interactive") -> Generation:
@@ -135,8 +134,8 @@ async def test_a_reserved_slot_is_there_at_once(
     nats_server: NatsServer, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     config = config_of(nats_server, redis_server, ENDLESS)
-    reserving = msgspec.structs.replace(config.worker, reserved_slots=1)
-    async with gateways(msgspec.structs.replace(config, worker=reserving), tmp_path, 1) as pipelines:
+    reserving = replace(config.worker, reserved_slots=1)
+    async with gateways(replace(config, worker=reserving), tmp_path, 1) as pipelines:
         batch = await submit_all(pipelines, [job(FLOOD, 2000, "batch")] * 3)
         await until(lambda: any(live.started for live in batch))
         urgent = await pipelines[0].submit(job(VICTIM, 2))

@@ -19,6 +19,7 @@ from schemas.config import Limits
 from schemas.config import Redis as RedisConfig
 from schemas.ids import ModelToken, ResponseId, TenantId
 from schemas.quota import Quota
+from tests.chaos.proxy import Proxy
 from tests.integration.conftest import RedisServer
 from tests.integration.gateway.edge import until
 
@@ -38,8 +39,8 @@ def claim(tenant: str = "acme", *, tokens: int = 10, model: str = "m", **quota: 
 
 
 @contextlib.asynccontextmanager
-async def counting(server: RedisServer, **config: object) -> AsyncIterator[TenantLimits]:
-    redis = connect_redis(RedisConfig(url=server.url, timeout_s=0.3))
+async def counting(server: RedisServer, url: str = "", **config: object) -> AsyncIterator[TenantLimits]:
+    redis = connect_redis(RedisConfig(url=url or server.url, timeout_s=0.3))
     limits = TenantLimits(redis, RedisHealth(), Limits(**config))  # type: ignore[arg-type]
     running = asyncio.create_task(limits.run())
     try:
@@ -143,18 +144,26 @@ async def test_more_than_a_minute_holds_is_never_allowed_and_charges_nothing(two
 
 
 async def test_what_a_dead_gateway_held_comes_back(redis_server: RedisServer) -> None:
-    redis = connect_redis(RedisConfig(url=redis_server.url))
-    # nobody runs it: it renews and gives back nothing
-    dead = TenantLimits(redis, RedisHealth(), Limits(lease_s=1))
-    async with counting(redis_server, lease_s=1) as alive:
+    cable = Proxy(redis_server.port)
+    await cable.start()
+    url = f"redis://127.0.0.1:{cable.port}/0"
+    async with counting(redis_server, lease_s=1) as alive, counting(redis_server, url, lease_s=1) as dead:
         assert (await dead.take(claim(concurrent_responses=2))).refused is None
+        cable.cut()  # as good as dead: it renews and gives back nothing
         kept = claim(concurrent_responses=2)
         assert (await alive.take(kept)).refused is None
         assert (await alive.take(claim(concurrent_responses=2))).refused == "concurrent"
         await eventually_taken(alive, concurrent_responses=2)
         # its own lease is older, and renewed
         assert (await alive.take(claim(concurrent_responses=2))).refused == "concurrent"
-    await redis.aclose()
+    await cable.close()
+
+
+async def test_what_is_asked_at_once_is_ruled_in_its_order(two: tuple[TenantLimits, TenantLimits]) -> None:
+    asked = [claim(tenant, requests_per_minute=3) for tenant in ("acme", "acme", "umbrella", "acme", "acme")]
+    ruled = await asyncio.gather(*(two[0].take(one) for one in asked))
+    assert [ruling.refused for ruling in ruled] == [None, None, None, None, "requests"]
+    assert [ruling.requests.remaining for ruling in ruled if ruling.requests] == [2, 1, 2, 0, 0]
 
 
 async def test_who_leaves_gives_back_all(redis_server: RedisServer) -> None:

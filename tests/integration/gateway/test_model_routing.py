@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
 import httpx
-import msgspec
 import pytest
+from msgspec.structs import replace
 
 from gateway.generation import Tool
 from gateway.live import Live
@@ -36,11 +35,11 @@ def own_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def config(nats_server: NatsServer, redis_server: RedisServer) -> Config:
     config = configured(nats_server, redis_server, sim=SIM, gateway=Gateway(default_model="best"))
-    return msgspec.structs.replace(config, routing=ROUTING)
+    return replace(config, routing=ROUTING)
 
 
 def serving(config: Config, name: str) -> Config:
-    return msgspec.structs.replace(config, sim=msgspec.structs.replace(SIM, name=name))
+    return replace(config, sim=replace(SIM, name=name))
 
 
 @pytest.fixture

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import msgspec
 import pytest
+from msgspec.structs import replace
 from nats.aio.msg import Msg
 
 from broker import metrics, subjects
@@ -88,7 +87,7 @@ async def test_the_same_text_on_every_gateway_and_after_the_first_has_died(
 
 
 async def test_attached_before_its_first_token(config: Config, tmp_path: Path) -> None:
-    slow = msgspec.structs.replace(config, sim=Sim(prefill_base_ms=1500, inter_token_ms=1))
+    slow = replace(config, sim=Sim(prefill_base_ms=1500, inter_token_ms=1))
     async with edge(slow, tmp_path) as one, edge(slow, tmp_path) as other, worker(slow):
         await until(lambda: one.pipeline.ready()[0] and other.pipeline.ready()[0])
         live = await one.pipeline.submit(ask("hello", max_tokens=20))
@@ -124,8 +123,8 @@ async def test_a_gateway_whose_link_is_dead_takes_nobody_for_gone(config: Config
     """What the others say of the client is on its way: the cancel would overtake it."""
     link = Proxy(urlsplit(config.nats.url).port or 0)
     await link.start()
-    linked = msgspec.structs.replace(config.nats, url=f"nats://127.0.0.1:{link.port}")
-    behind = msgspec.structs.replace(config, nats=linked)
+    linked = replace(config.nats, url=f"nats://127.0.0.1:{link.port}")
+    behind = replace(config, nats=linked)
     async with edge(behind, tmp_path) as one, edge(config, tmp_path) as other, worker(config):
         await until(lambda: one.pipeline.ready()[0] and other.pipeline.ready()[0])
         live = await one.pipeline.submit(ask("go on", max_tokens=600))
@@ -220,7 +219,8 @@ async def test_a_gateway_that_was_cut_off_says_at_once_whom_it_attends(
         async def hear(message: Msg) -> None:
             heard.append(message.data)
 
-        await one.broker.nc.subscribe(subjects.attend(live.response_id), cb=hear)
+        # on its own connection, which is certain to be back when it speaks
+        await other.broker.nc.subscribe(subjects.attend(live.response_id), cb=hear)
         await asyncio.to_thread(nats_server.restart)
         await until(lambda: other.pipeline.gateway.encode() in heard)
         reader.close()
@@ -246,6 +246,7 @@ async def test_a_repeated_request_is_the_first_one_on_any_gateway(two: tuple[Edg
     assert another.response_id != lives[0].response_id
     await finish(another)
     await one.remembered()
+    await other.remembered()  # whichever of them accepted it
     following = await one.pipeline.submit(ask("and then", conversation="c", max_tokens=3))
     decoded = (await one.tokenizer()).detokenizer.decode(following.job.prompt_ids)
     assert decoded.count("once") == 1
@@ -277,7 +278,7 @@ async def test_the_queue_knows_a_repeated_job_for_as_long_as_it_keeps_it(two: tu
     one, _ = two
     live = await one.pipeline.submit(keyed(ask("hello", max_tokens=3), "key-6"))
     await finish(live)
-    elsewhere = msgspec.structs.replace(live.job, priority="batch")
+    elsewhere = replace(live.job, priority="batch")
     stored = await publish_job(one.broker, elsewhere, msg_id="the window has passed", only_first=True)
     assert stored.duplicate
 
@@ -288,7 +289,7 @@ async def test_a_try_that_was_given_up_and_stored_after_all_is_not_this_one(two:
     live = await one.pipeline.submit(keyed(ask("late", max_tokens=3), "key-7"))
     await finish(live)
     await accept(one.broker, live.job, None)  # the same try again, as after a lost ack
-    later = msgspec.structs.replace(live.job, created_unix_ms=live.job.created_unix_ms + 5000)
+    later = replace(live.job, created_unix_ms=live.job.created_unix_ms + 5000)
     with pytest.raises(NotFirst):
         await accept(one.broker, later, None)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import pytest
+from msgspec.structs import replace
 
 from broker import jetstream, subjects
 from broker.cache import connect_redis
@@ -41,10 +40,10 @@ def config(shared_nats_server: NatsServer, redis_server: RedisServer) -> Config:
     config = configured(shared_nats_server, redis_server, gateway=limits, sim=SLOW, cache=Cache())
     # Gateways, worker and a thousand clients share one loop: nobody is away because it is busy.
     patient = {
-        "redis": msgspec.structs.replace(config.redis, timeout_s=10),
-        "worker": msgspec.structs.replace(config.worker, presence_interval_s=10),
+        "redis": replace(config.redis, timeout_s=10),
+        "worker": replace(config.worker, presence_interval_s=10),
     }
-    return msgspec.structs.replace(config, **patient)
+    return replace(config, **patient)
 
 
 @pytest.fixture
@@ -182,7 +181,7 @@ async def test_a_keyed_hit_is_repeated_as_itself(two: tuple[Edge, Edge]) -> None
 
 async def test_time_to_live_and_sizes(config: Config, tmp_path: Path) -> None:
     small = Cache(ttl_s=600, max_entry_bytes=200, max_tenant_bytes=400)
-    config = msgspec.structs.replace(config, cache=small, sim=Sim(inter_token_ms=0, mean_output_tokens=0))
+    config = replace(config, cache=small, sim=Sim(inter_token_ms=0, mean_output_tokens=0))
     stores = CACHE_STORES._value.get()
     async with edge(config, tmp_path) as here, worker(config):
         await until(lambda: here.pipeline.ready()[0])
@@ -351,9 +350,7 @@ async def test_a_job_that_was_held_and_says_nothing_is_run_by_who_finds_it(
     one, other = two
     done = await one.pipeline.submit(replace(ask("found", max_tokens=20), cache="off"))
     text, _ = await finish(done)
-    job = msgspec.structs.replace(
-        done.job, response=new_response_id(), gateway=GatewayId("gw-dead"), held=True
-    )
+    job = replace(done.job, response=new_response_id(), gateway=GatewayId("gw-dead"), held=True)
     await publish_job(one.broker, job)
     live = await other.pipeline.attach(job.response, TENANT)
     assert (await finish(live))[0] == text
@@ -421,7 +418,7 @@ async def test_redis_goes_while_a_leader_is_cancelled(
 
 
 async def test_joining_can_be_turned_off(config: Config, tmp_path: Path) -> None:
-    config = msgspec.structs.replace(config, cache=Cache(join=False))
+    config = replace(config, cache=Cache(join=False))
     async with edge(config, tmp_path) as here, worker(config):
         await until(lambda: here.pipeline.ready()[0])
         lives = await asyncio.gather(*(here.pipeline.submit(ask("each", max_tokens=20)) for _ in range(3)))

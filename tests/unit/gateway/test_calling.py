@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from dataclasses import replace
 from typing import Any
 
 import jsonschema
 import pytest
+from msgspec import structs
 
 from gateway.calling import forcing_schema, settle
 from gateway.generation import ChatMessage, Generation, Tool
@@ -18,7 +19,7 @@ from schemas.job import OutputShape
 from schemas.sampling import Sampling, StructuredOutput
 
 HERMES = Manner(takes_tools=True, tool_format="hermes")
-QWEN = replace(HERMES, thinking="tagged", switch="enable_thinking", thinks=True)
+QWEN = dataclasses.replace(HERMES, thinking="tagged", switch="enable_thinking", thinks=True)
 R1 = Manner(takes_tools=True, tool_format="hermes", thinking="tagged", thinks=True)
 WEATHER = Tool(
     "weather",
@@ -102,7 +103,9 @@ def test_the_schema_admits_calls_of_the_tools_and_nothing_else(calls: Any, valid
 def test_definitions_of_one_name_and_two_meanings_are_refused() -> None:
     other = json.loads(WEATHER.json) | {"name": "other"}
     other["parameters"]["$defs"]["Day"] = {"type": "string"}
-    both = replace(asked(tool_choice="required"), tools=(WEATHER, Tool("other", json.dumps(other))))
+    both = structs.replace(
+        asked(tool_choice="required"), tools=(WEATHER, Tool("other", json.dumps(other)))
+    )
     with pytest.raises(HeadraceError, match="'Day'"):
         forcing_schema(both)
 
@@ -136,7 +139,12 @@ def test_what_the_model_cannot_do_is_refused_by_name(
 def test_a_forced_call_and_a_format_contradict_each_other() -> None:
     sampling = Sampling(max_tokens=10, structured=StructuredOutput(json_schema="{}"))
     with pytest.raises(HeadraceError) as refused:
-        settle(replace(asked(tool_choice="required"), sampling=sampling), HERMES, "", can_force=True)
+        settle(
+            structs.replace(asked(tool_choice="required"), sampling=sampling),
+            HERMES,
+            "",
+            can_force=True,
+        )
     assert (refused.value.code, refused.value.param) == ("invalid_request", "tool_choice")
 
 
@@ -145,7 +153,7 @@ def test_a_forced_call_and_a_format_contradict_each_other() -> None:
     [
         (QWEN, "none", (("enable_thinking", False),)),
         (HERMES, "none", ()),
-        (replace(HERMES, takes_effort=True), "low", (("reasoning_effort", "low"),)),
+        (dataclasses.replace(HERMES, takes_effort=True), "low", (("reasoning_effort", "low"),)),
     ],
 )
 def test_effort_is_told_in_the_templates_words(manner: Manner, effort: str, options: Any) -> None:

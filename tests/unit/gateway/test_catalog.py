@@ -89,4 +89,5 @@ async def test_a_model_follows_schemas_where_all_its_workers_do() -> None:
     other = msgspec.structs.replace(card("m", 2), worker=WorkerId("w-2"))
     for cards, follows in (([able], True), ([able, other], False), ([other, able], False), ([other], False)):
         roster.cards = cards
+        roster._changed()
         assert catalog.resolve("m").structured_output is follows

@@ -6,11 +6,10 @@ import json
 import re
 from typing import Any, cast
 
-from fastapi import FastAPI
-from fastapi.routing import APIRoute
 from openapi_spec_validator import validate
+from starlette.applications import Starlette
 
-from gateway.api.app import build
+from gateway.api.app import Served, build
 from gateway.api.front import Front
 from gateway.api.openapi import document
 from gateway.api.operation_parameters import PARAMETERS
@@ -26,12 +25,12 @@ NOWHERE = {"method_not_allowed"}
 
 def routes() -> set[tuple[str, str]]:
     layer: Any = build(Front(cast(Pipeline, None), Gateway()))
-    while not isinstance(layer, FastAPI):
+    while not isinstance(layer, Starlette):
         layer = layer._app
     return {
         (method.lower(), re.sub(r":\w+}", "}", route.path))
         for route in layer.routes
-        if isinstance(route, APIRoute) and route.include_in_schema
+        if isinstance(route, Served) and route.include_in_schema
         for method in route.methods
     }
 
