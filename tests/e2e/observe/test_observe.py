@@ -109,17 +109,11 @@ def leaves(world: World) -> None:
 
 
 def loses_engines(world: World) -> None:
-    stops = [world.busy(1, lambda: world.stream("acme", max_output_tokens=400)) for _ in range(SLOTS)]
-    for _ in range(2):
-        wait_until(
-            lambda: world.prometheus.query('headrace_worker_requests_running{model="river"} >= 6'),
-            timeout_s=20,
-            what="a busy worker",
-        )
-        world.stack.kill_worker_process()
-    world.until_fired("HeadraceTakeovers")
-    for stop in stops:
-        stop.set()
+    with world.streams_run():
+        for _ in range(2):
+            world.until(f'headrace_worker_requests_running{{model="{MODELS[0]}"}} >= 6')
+            world.stack.kill_worker_process()
+        world.until_fired("HeadraceTakeovers")
 
 
 def crawls(world: World) -> None:
@@ -164,9 +158,22 @@ def loses_a_gateway(world: World) -> None:
 
 
 def broker_hangs(world: World) -> None:
-    with world.paused(world.stack.part("nats").pid):
-        world.until_fired("HeadraceBrokerDisconnected", "HeadraceGatewayNotReady", "HeadraceSurveyOld")
-    world.until_fired("HeadraceBrokerSlow", "HeadraceTokensUnconfirmed")
+    with world.streams_run():
+        world.until(f'headrace_worker_requests_running{{model="{MODELS[0]}"}} >= 6')
+        with world.paused(world.stack.part("nats").pid):
+            world.until_fired("HeadraceBrokerDisconnected", "HeadraceGatewayNotReady", "HeadraceSurveyOld")
+        world.until_fired("HeadraceTokensUnconfirmed")
+
+
+def broker_stutters(world: World) -> None:
+    """It takes a second for what takes a millisecond; a longer one would be a loss."""
+    for _ in range(30):
+        with world.paused(world.stack.part("nats").pid):
+            time.sleep(1)
+        time.sleep(0.3)
+        if "HeadraceBrokerSlow" in world.prometheus.fired():
+            break
+    world.until_fired("HeadraceBrokerSlow")
 
 
 def broker_dies(world: World) -> None:
@@ -188,6 +195,7 @@ FAULTS: tuple[Callable[[World], None], ...] = (
     loses_redis,
     fills_a_stream,
     loses_a_gateway,
+    broker_stutters,
     broker_hangs,
     broker_dies,
 )

@@ -172,6 +172,15 @@ class World:
             self._threads[-1].start()
         return stop
 
+    @contextlib.contextmanager
+    def streams_run(self) -> Iterator[None]:
+        """As many as a worker has slots, one after the other."""
+        stop = self.busy(SLOTS, lambda: self.stream("acme", max_output_tokens=400))
+        try:
+            yield
+        finally:
+            stop.set()
+
     # -- faults -------------------------------------------------------------------------------------
 
     def start_crawl(self) -> None:
@@ -246,6 +255,10 @@ class World:
             with self.paused(pid):
                 time.sleep(0.3)
             time.sleep(0.05)
+
+    def until(self, expression: str) -> None:
+        """It has a value."""
+        wait_until(lambda: bool(self.prometheus.query(expression)), timeout_s=30, what=expression)
 
     def until_fired(self, *alerts: str, timeout_s: float = 40) -> None:
         wanted = set(alerts)

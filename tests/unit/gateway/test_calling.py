@@ -103,9 +103,7 @@ def test_the_schema_admits_calls_of_the_tools_and_nothing_else(calls: Any, valid
 def test_definitions_of_one_name_and_two_meanings_are_refused() -> None:
     other = json.loads(WEATHER.json) | {"name": "other"}
     other["parameters"]["$defs"]["Day"] = {"type": "string"}
-    both = structs.replace(
-        asked(tool_choice="required"), tools=(WEATHER, Tool("other", json.dumps(other)))
-    )
+    both = structs.replace(asked(tool_choice="required"), tools=(WEATHER, Tool("other", json.dumps(other))))
     with pytest.raises(HeadraceError, match="'Day'"):
         forcing_schema(both)
 
