@@ -66,6 +66,11 @@ class JobSubject:
     lane: str
     response: ResponseId
 
+    @property
+    def consumer(self) -> str:
+        """As ``job_consumer`` names it."""
+        return f"{self.model}-{self.priority}-{self.lane}"
+
 
 def parse_job(subject: str) -> JobSubject:
     """Of a job, or of a queue's filter (whose response is ``*``). Raises ``ValueError`` on any other."""

@@ -156,7 +156,7 @@ def _seen(item: StoredMessage) -> SeenJob | None:
         return None
     return SeenJob(
         seq=item.seq,
-        queue=queue_of(job),
+        queue=job.consumer,
         response=job.response,
         tenant=item.headers.get("Hr-Tenant", "?"),
         model=item.headers.get("Hr-Model", job.model),
@@ -164,10 +164,6 @@ def _seen(item: StoredMessage) -> SeenJob | None:
         reply=subjects.reply_of_job(item.headers, job.response),
         stored_unix_ms=item.stored_unix_ms,
     )
-
-
-def queue_of(job: subjects.JobSubject) -> str:
-    return f"{job.model}-{job.priority}-{job.lane}"
 
 
 async def last_of_logs(broker: Broker, jobs: Sequence[SeenJob]) -> list[StoredMessage]:

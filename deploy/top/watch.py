@@ -150,7 +150,7 @@ def _job_queues(infos: Iterable[ConsumerInfo]) -> dict[str, ConsumerInfo]:
     found = {}
     for info in infos:
         try:
-            queue = asked.queue_of(subjects.parse_job(info.config.filter_subject))
+            queue = subjects.parse_job(info.config.filter_subject).consumer
         except ValueError:
             continue
         if info.name == queue:
