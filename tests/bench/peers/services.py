@@ -133,7 +133,8 @@ async def litellm(folder: Path, pace: Pace) -> AsyncIterator[Service]:
             f"      api_base: {upstream.url}/v1\n      api_key: none\n"
         )
         argv = [str(python.parent / "litellm"), "--config", str(config), "--port", str(port)]
-        async with _running(argv, folder / "litellm.log") as router:
+        without_key = {"LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}  # else it does not start
+        async with _running(argv, folder / "litellm.log", without_key) as router:
             await until_answers(f"http://127.0.0.1:{port}/health/liveliness", {200}, START_LIMIT_S)
             url = f"http://127.0.0.1:{port}"
             yield Service("litellm", url, "paced", {"router": [router], **upstream.parts})
