@@ -24,7 +24,7 @@ class SeenJob:
     model: str
     over: bool
     reply: str
-    stored_unix_ms: int
+    stored_unix_ms: float
 
 
 @dataclass(frozen=True, slots=True)

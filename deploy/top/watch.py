@@ -123,7 +123,7 @@ class Watch:
                 job = jobs[subjects.parse_reply(item.subject).response]
                 self._book.ended(job)
                 if not isinstance(message, Finished):
-                    self._failures.ended(job.response, job, message, item.stored_unix_ms)
+                    self._failures.ended(job.response, job, message, int(item.stored_unix_ms))
         while self._closed:
             response, closed, when = self._closed.popleft()
             known = self._book.by_response(response)
