@@ -39,6 +39,7 @@ class ReaderConsumer(msgspec.Struct, frozen=True, kw_only=True):
     ack_policy: str = "none"
     replay_policy: str = "instant"
     inactive_threshold: int  # ns
+    headers_only: bool = False
     num_replicas: int = 1
     mem_storage: bool = True
 
@@ -48,11 +49,15 @@ class _CreateConsumer(msgspec.Struct, frozen=True):
     config: ReaderConsumer
 
 
-async def create_reader(broker: Broker, stream: str, config: ReaderConsumer) -> None:
-    """Raises ``ApiError``, ``NoAnswer``."""
+class _Created(msgspec.Struct, frozen=True):
+    num_pending: int = 0
+
+
+async def create_reader(broker: Broker, stream: str, config: ReaderConsumer) -> int:
+    """How many messages it will find. Raises ``ApiError``, ``NoAnswer``."""
     subject = f"CONSUMER.CREATE.{stream}.{config.name}.{config.filter_subject}"
     payload = msgspec.json.encode(_CreateConsumer(stream, config))
-    await jetstream.call(broker, subject, payload, msgspec.Raw, timeout_s=2.0)
+    return (await jetstream.call(broker, subject, payload, _Created, timeout_s=2.0)).num_pending
 
 
 async def delete_reader(broker: Broker, stream: str, name: str) -> None:
@@ -86,8 +91,15 @@ async def read_since(
     return found
 
 
+async def read_headers(
+    broker: Broker, stream: str, subject_filter: str, *, first_seq: int
+) -> list[StoredMessage]:
+    """As ``read_stored``, all of it with headers and without the data, which the server does not send."""
+    return await _read_by_consumer(broker, stream, subject_filter, first_seq, headers_only=True)
+
+
 async def _read_by_consumer(
-    broker: Broker, stream: str, subject_filter: str, first_seq: int
+    broker: Broker, stream: str, subject_filter: str, first_seq: int, *, headers_only: bool = False
 ) -> list[StoredMessage]:
     read: list[StoredMessage] = []
     done = asyncio.Event()
@@ -119,8 +131,10 @@ async def _read_by_consumer(
         filter_subject=subject_filter,
         opt_start_seq=first_seq,
         inactive_threshold=INACTIVE_S * 1_000_000_000,
+        headers_only=headers_only,
     )
-    await create_reader(broker, stream, config)
+    if await create_reader(broker, stream, config) == 0:
+        done.set()
     loop = PullLoop(broker, stream, name, on_delivery=take, on_news=news.set, silence_s=SILENCE_S)
     try:
         await loop.open()

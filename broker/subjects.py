@@ -17,6 +17,7 @@ The response stands before the session because a look-up by ``hr.reply.*.<respon
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,6 +66,29 @@ def job_consumer(model: ModelToken, priority: Priority, lane: Lane) -> str:
     return f"{model}-{priority}-{lane}"
 
 
+@dataclass(frozen=True, slots=True)
+class JobSubject:
+    """``lane`` is ``held`` of a job that nobody pulls."""
+
+    model: ModelToken
+    priority: str
+    lane: str
+    response: ResponseId
+
+    @property
+    def consumer(self) -> str:
+        """As ``job_consumer`` names it."""
+        return f"{self.model}-{self.priority}-{self.lane}"
+
+
+def parse_job(subject: str) -> JobSubject:
+    """Of a job, or of a queue's filter (whose response is ``*``). Raises ``ValueError`` on any other."""
+    tokens = subject.split(".")
+    if len(tokens) != 6 or tokens[:2] != ["hr", "job"]:
+        raise ValueError(f"not a job's subject: {subject}")
+    return JobSubject(ModelToken(tokens[2]), tokens[3], tokens[4], ResponseId(tokens[5]))
+
+
 def job_by_response(response: ResponseId) -> str:
     return f"hr.job.*.*.*.{response}"
 
@@ -74,12 +98,23 @@ def reply(gateway: GatewayId, response: ResponseId, session: SessionToken) -> st
     return f"hr.reply.{gateway}.{response}.{session}"
 
 
+def reply_of_job(headers: Mapping[str, str], response: ResponseId) -> str:
+    """R of a stored job by its headers alone; with wildcards for what they do not tell."""
+    gateway, session = headers.get("Hr-Gateway", "*"), headers.get("Hr-Session", "*")
+    return reply(GatewayId(gateway), response, SessionToken(session))
+
+
 def replies_of_gateway(gateway: GatewayId) -> str:
     return f"hr.reply.{gateway}.>"
 
 
 def replies_of_response(response: ResponseId) -> str:
     return f"hr.reply.*.{response}.>"
+
+
+def live_fences() -> str:
+    """Of all responses: a message or two each, and none for tokens."""
+    return f"{LIVE_PREFIX}*.*.*.f"
 
 
 def live_of_response(response: ResponseId) -> str:

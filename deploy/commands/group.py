@@ -25,6 +25,7 @@ _COMMANDS = {
     "replay": ("replay", "Run stored jobs again and compare the answers."),
     "dead": ("dead", "Look at dead letters, run them again, drop them."),
     "trace": ("trace", "Show the whole life of one response."),
+    "top": ("top", "Show what runs, waits and fails right now."),
     "decode": ("decode", "Turn MessagePack on stdin into JSON on stdout."),
     "config": ("config", "Explain the configuration."),
     "version": ("version", "Show the version."),

@@ -50,7 +50,7 @@ class Stack:
         engine: str = "sim",
         workers: int = 1,
         gateways: int = 1,
-        model: str | None = None,
+        model: str | Sequence[str] | None = None,
         env: Mapping[str, str] | None = None,
         headrace: Sequence[str] = (sys.executable, "-m", "deploy.cli"),
         ready_timeout_s: float = 60,
@@ -59,7 +59,8 @@ class Stack:
         self.log = data_dir.with_suffix(".log")
         command = [*headrace, "up", "--engine", engine, "--port", "0"]
         command += ["--workers", str(workers), "--gateways", str(gateways), "--data-dir", str(data_dir)]
-        command += ["--model", model] if model else []
+        for name in [model] if isinstance(model, str) else model or ():
+            command += ["--model", name]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command,

@@ -24,6 +24,7 @@ COMMANDS = (
     "replay",
     "dead",
     "trace",
+    "top",
     "decode",
     "config",
     "version",
