@@ -3,6 +3,7 @@ asks, nor what follows from it."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -12,6 +13,7 @@ from broker import jetstream
 from broker.connection import Broker
 
 TIMEOUT_S = 2.0
+AGED = 0.95  # of the greatest age: what reaches back so far loses its oldest to age, not to size
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +24,17 @@ class Retention:
 
     fill: float = 0.0
     reach_s: float = 0.0
+    max_age_s: float = math.inf
 
     def is_squeezed(self, need_s: float, full: float) -> bool:
-        """By bytes or messages, before anything in it is ``need_s`` old."""
-        return self.fill >= full and self.reach_s < need_s
+        """By bytes or messages, before anything in it is ``need_s`` old, or as old as it may be."""
+        return self.fill >= full and self.reach_s < min(need_s, AGED * self.max_age_s)
 
 
 class _Config(msgspec.Struct, frozen=True):
     max_bytes: int = -1
     max_msgs: int = -1
+    max_age: int = 0  # ns; 0: any
 
 
 class _State(msgspec.Struct, frozen=True):
@@ -55,4 +59,5 @@ async def retention(broker: Broker, stream: str) -> Retention:
     return Retention(
         fill=max((have / limit for have, limit in shares if limit > 0), default=0.0),
         reach_s=(info.ts - held.first_ts).total_seconds(),
+        max_age_s=most.max_age / 1e9 if most.max_age else math.inf,
     )

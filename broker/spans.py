@@ -26,6 +26,7 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from broker.metrics import SPANS
+from broker.settings import masked_urls
 from broker.telemetry import Attributes, Part
 from schemas.config import Tracing
 
@@ -54,7 +55,7 @@ class OtlpTelemetry:
             span_limits=LIMITS,
             shutdown_on_exit=False,
         )
-        exporter = _Told(OTLPSpanExporter(url), url, self._waiting)
+        exporter = _Told(OTLPSpanExporter(url), masked_urls(url), self._waiting)
         self._provider.add_span_processor(_Bounded(exporter, self._waiting))
         self._tracer = self._provider.get_tracer("headrace", version("headrace"))
 

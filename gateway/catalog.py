@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -86,8 +87,11 @@ class Catalog:
             self._changed.clear()
             models = self.models()
             self._forget_tokenizers()
+            alive: Counter[str] = Counter()  # two revisions of a model have one name
             for card in self._known.values():
-                metrics.WORKERS_ALIVE.labels(model=card.name).set(card.workers)
+                alive[card.name] += card.workers
+            for name, workers in alive.items():
+                metrics.WORKERS_ALIVE.labels(model=name).set(workers)
             for card in models:
                 try:
                     await self.tokenizer(card)

@@ -267,12 +267,16 @@ class TenantLimits:
 
     def _send(self) -> None:
         asked, self._asked = [one for one in self._asked if not one[1].done()], []
+        work = self._ask_all(asked)
         try:
             if self._tasks is None:
                 raise RuntimeError("not running")
-            self._tasks.create_task(self._ask_all(asked), name="take-limits")
+            task = self._tasks.create_task(work, name="take-limits")
         except RuntimeError:  # what a task group says when it is shutting down
+            work.close()
             _fail(asked, _ENDING)
+        else:
+            task.add_done_callback(lambda _: _fail(asked, _ENDING))  # it may be cancelled before it begins
 
     async def _ask_all(self, asked: Sequence[_Asked]) -> None:
         keys = [key for claim, _ in asked for key in _keys(claim)]
@@ -288,8 +292,6 @@ class TenantLimits:
                     answer.set_result(_ruling(claim.quota, one))
         except RedisError as error:
             _fail(asked, error)
-        finally:
-            _fail(asked, _ENDING)
 
     async def _settle(self) -> None:
         """Without Redis nothing: leases that nobody renews come back by themselves."""

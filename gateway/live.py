@@ -318,6 +318,8 @@ class Live:
         total_ms = max(0.0, self.finished_unix_ms - received)
         told = None if found.timings is None else found.timings.engine_queue_ms
         stages = self._clock.ended(stored_unix_ms, told)
+        if not self._is_own and stages is not None:  # two clocks met in the total
+            total_ms = max(total_ms, self.job.edge_ms + stages.sum_ms)
         reason, thoughts = found.reason, 0
         if self._parser is not None:
             called = self._finish_parsing(self._parser, found.total)

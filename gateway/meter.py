@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 from broker.histogram import Tally
 from broker.metrics import CACHED_PROMPT_TOKENS, GATEWAY, SAVED_TOKENS, STAGE_S
 from broker.stages import PARTS, Parts
-from gateway.generation import Ended
+from gateway.generation import Ended, Outcome
 
 HAND_OVER_S = 0.25
 
@@ -76,6 +76,8 @@ class _Model:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        for outcome in get_args(Outcome):  # a rate does not see the first of what was not there before
+            GATEWAY.requests.labels(model=name, outcome=outcome)
         self.first_token_s = GATEWAY.first_token_s.labels(model=name)
         self.inter_token_s = Tally(GATEWAY.inter_token_s.labels(model=name))
         self.end_to_end_s = GATEWAY.end_to_end_s.labels(model=name)

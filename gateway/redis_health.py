@@ -49,7 +49,10 @@ class RedisHealth:
 
     async def watch(self, redis: Redis) -> None:
         """Never returns."""
-        while True:
+        task = asyncio.current_task()
+        assert task is not None
+        # a command to Redis may swallow the cancellation: asyncio.wait_for does, before Python 3.12
+        while not task.cancelling():
             await asyncio.sleep(PING_S)
             if not self.may_ask():
                 continue

@@ -8,4 +8,5 @@ if __name__ == "__main__":
 
     from workers.main import run_guarded
 
-    sys.exit(run_guarded(int(sys.argv[1]), int(sys.argv[2]), sys.stdin.buffer.read()))
+    restarts = int(sys.argv[2]) if len(sys.argv) > 2 else 0  # a guardian from before an upgrade tells none
+    sys.exit(run_guarded(int(sys.argv[1]), restarts, sys.stdin.buffer.read()))

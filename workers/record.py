@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 from broker import metrics
 from broker.connection import unix_ms
@@ -34,7 +35,8 @@ class RunRecord:
         telemetry: Telemetry | None,
         shown: bool,
     ) -> None:
-        self.pulled_unix_ms = unix_ms()
+        self._pulled_at_ms = time.time() * 1000  # as fine as the store's stamp, with which it is compared
+        self.pulled_unix_ms = int(self._pulled_at_ms)
         self._response = response
         self._delivery = delivery
         self._worker = worker
@@ -57,7 +59,7 @@ class RunRecord:
     @property
     def queue_ms(self) -> float:
         """Job stored to job pulled."""
-        return max(0.0, self.pulled_unix_ms - self._delivery.stored_unix_ms)
+        return max(0.0, self._pulled_at_ms - self._delivery.stored_unix_ms)
 
     @property
     def traceparent(self) -> str | None:
@@ -133,7 +135,7 @@ class RunRecord:
         trace, end = self._trace, self._end
         if trace is None:
             return
-        trace.stage("queue", self._delivery.stored_unix_ms, self.pulled_unix_ms)
+        trace.stage("queue", self._pulled_at_ms - self.queue_ms, self._pulled_at_ms)
         attributes: dict[str, str | int] = {
             "headrace.outcome": outcome,
             "headrace.prior_tokens": self._prior_tokens,

@@ -94,7 +94,7 @@ def show_finding(out: Console, finding: Finding, now_unix_ms: int) -> None:
             str(job.sampling.max_tokens),
             _outcome(found),
         )
-    out.print(table)
+    out.print(table, markup=False)
     out.print(f"{len(finding.found)} would run; nothing was.", markup=False)
 
 

@@ -38,6 +38,7 @@ from gateway.auth.door import Door
 from gateway.caller import Caller
 from schemas.errors import HeadraceError
 
+OWN_HEADERS = ("x-headrace-cache", "x-headrace-model", "x-headrace-route")
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -73,7 +74,7 @@ def _guarded(app: ASGIApp, front: Front, door: Door | None) -> ASGIApp:
             allow_origins=limits.allowed_origins,
             allow_methods=("GET", "POST", "DELETE"),
             allow_headers=("*",),
-            expose_headers=("retry-after", "x-headrace-cache", "x-request-id", *LIMIT_HEADERS),
+            expose_headers=("retry-after", "x-request-id", *OWN_HEADERS, *LIMIT_HEADERS),
         )
     loopback_only = door is None and is_loopback(limits.host) and not limits.allow_unauthenticated
     return Guard(inner, limits.allowed_origins, loopback_only=loopback_only)

@@ -63,7 +63,7 @@ def test_every_query_of_every_panel_returns_data(world: World) -> None:
     world.stack.kill_worker_process()
     poisoned = world.ask("globex", model=MODELS[1], input=f"say {POISON} now", timeout_s=90)
     assert poisoned["error"]["code"] == "poison", poisoned
-    world.until_fired("HeadraceWorkerFlapping", "HeadraceDeadLetters")
+    world.until_fired("HeadraceWorkerFlapping", "HeadraceDeadLetters", "HeadraceResponsesFail")
     for stop in long:
         stop.set()
     empty = queries()
