@@ -1,6 +1,6 @@
-"""A night on call: a load, a prompt that kills engines, a worker that dies, a tenant that floods. Each is found
-and explained with the commands that an operator has; then the dead letter is run again, and all that was
-asked is asked of another model. `headrace` runs as a process, and reaches nothing but NATS."""
+"""A night on call: a load, a prompt that kills engines, a worker that dies, a tenant that floods. Each is
+found and explained with the commands that an operator has; then the dead letter is run again, and all that
+was asked is asked of another model. `headrace` runs as a process, and reaches nothing but NATS."""
 
 from __future__ import annotations
 
@@ -102,22 +102,24 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Night]:
         assert begun.stack.stop() == 0, begun.stack.output()
 
 
+@pytest.mark.timeout(300)  # it waits for a dozen processes to start, and for one tenant's flood
 def test_a_night_on_call(night: Night) -> None:
     with ThreadPoolExecutor(8) as people:
         load = list(people.map(lambda n: night.ask("acme", f"question {n}"), range(8)))
     assert {answer["status"] for answer in load} == {"incomplete"}, "they come to their length"
 
     # somebody's prompt kills every engine that takes it
-    killer = night.ask("globex", f"say <|say|>{POISON}")
-    assert (killer["status"], killer["error"]["code"]) == ("failed", "server_error"), killer
+    killer = night.ask("globex", f"say {POISON} now")
+    assert killer["error"]["code"] == "poison", killer
     (letter,) = night.told("dead", "list", "--json")
-    assert (letter["response"], letter["tenant"], letter["code"]) == (killer["id"], "globex", "poison")
-    life = night.told("trace", killer["id"], "--json")
+    assert (letter["tenant"], letter["code"]) == ("globex", "poison")
+    killed = letter["response"]
+    life = night.told("trace", killed, "--json")["life"]
     assert (life["outcome"]["code"], len(life["attempts"])) == ("poison", letter["attempts"])
     assert life["dead"]["code"] == "poison"
-    assert POISON not in night.headrace("trace", killer["id"]), "what was asked is not shown"
+    assert POISON not in night.headrace("trace", killed), "what was asked is not shown"
     (failure,) = night.told("top", "--once", "--json")["failures"]
-    assert (failure["response"], failure["dead"], failure["tenant"]) == (killer["id"], True, "globex")
+    assert (failure["response"], failure["dead"], failure["tenant"]) == (killed, True, "globex")
 
     # a worker dies under a long answer, which goes on elsewhere
     with ThreadPoolExecutor(1) as person:
@@ -126,26 +128,23 @@ def test_a_night_on_call(night: Night) -> None:
         os.kill(pid, signal.SIGKILL)
         interrupted = long.result()
     assert interrupted["status"] == "incomplete"
-    life = night.told("trace", interrupted["id"], "--json")
+    life = night.told("trace", interrupted["id"], "--json")["life"]
     assert len(life["attempts"]) > 1
-    assert life["parts"]["reconnect_ms"] == interrupted["timings"]["reconnect_ms"] > 0
+    assert round(life["parts"]["reconnect_ms"], 3) == interrupted["timings"]["reconnect_ms"] > 0
     assert sum(attempt["tokens"] for attempt in life["attempts"]) == LONG
 
     # one tenant floods; the others are answered all the same
-    with ThreadPoolExecutor(64) as crowd:
-        flood = [crowd.submit(night.ask, "flood", f"and {n}", max_output_tokens=100) for n in range(64)]
-        wait_until(lambda: "flood" in tenants(night), timeout_s=20, what="top names the tenant")
+    with ThreadPoolExecutor(96) as crowd:
+        flood = [crowd.submit(night.ask, "flood", f"and {n}", max_output_tokens=300) for n in range(96)]
+        seen = wait_until(lambda: tenants(night).get("flood"), timeout_s=20, what="top names the tenant")
+        assert seen["waiting"] >= seen["over"] > 0, "it waits, above its share"
         answer = night.ask("acme", "between them")
-        seen = tenants(night)["flood"]
-        assert (seen["waiting"], seen["over"]) > (0, 0), "it waits, above its share"
         assert not all(one.done() for one in flood), "who came last was answered before the flood was"
     assert answer["status"] == "incomplete"
 
     # in the morning: what died is run again where it kills nothing, and the night on another model
     with night.other_model("brook"):
-        told = night.told(
-            *("dead", "redrive", killer["id"], "--yes", "--poison", "--onto", "brook", "--json", "-")
-        )
+        told = night.told(*("dead", "redrive", killed, "--yes", "--poison", "--onto", "brook", "--json", "-"))
         (again,) = told["results"]
         assert (again["state"], again["original"]["code"]) == ("ran", "poison")
         assert night.told("dead", "list", "--json") == []
