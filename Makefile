@@ -34,6 +34,10 @@ BUILD = $(if $(filter cpu,$(HARDWARE)),$(CPU_BUILD))
 # Bytecode is made now, in parallel, and not by each process at its first start (vLLM: 20 s, in two processes).
 UV_INSTALL = $(UV) pip install --quiet --compile-bytecode --python $(BIN)/python $(WHEELS)
 
+# Real processes on a busy machine are late at times. What failed runs once more, by itself; what fails then
+# has failed. The report of the first time stays above, and what passed the second time is worth a look.
+ONCE_MORE = { [ $$? -eq 1 ] && echo "Once more, what failed:" && $(BIN)/pytest -q --last-failed; }
+
 help:
 	@echo "make up [ENGINE=sim]  install what is missing, start everything, print the URL"
 	@echo "make install          only install, into $(VENV)"
@@ -85,7 +89,7 @@ check: $(DEV)
 
 test: $(DEV)
 	@if [ -x tests/install-browser ]; then PATH="$(CURDIR)/$(BIN):$$PATH" tests/install-browser; fi
-	@$(BIN)/pytest -q
+	@$(BIN)/pytest -q || $(ONCE_MORE)
 
 format: $(DEV)
 	@$(BIN)/ruff format --quiet .

@@ -87,9 +87,13 @@ class Server:
         self.start()
 
     def pause(self) -> None:
-        """SIGSTOP: it hangs, and its connections stay open."""
+        """SIGSTOP: it hangs, and its connections stay open. Returns when none of its threads runs on."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        give_up = time.monotonic() + START_LIMIT_S
+        while not all(_stands_still(thread) for thread in Path(f"/proc/{self.pid}/task").iterdir()):
+            assert time.monotonic() < give_up, f"{self._command[0]} does not stop"
+            time.sleep(0.001)
 
     def resume(self) -> None:
         assert self._process is not None
@@ -107,6 +111,10 @@ class Server:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _stands_still(thread: Path) -> bool:
+    return (thread / "stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 class NatsServer(Server):

@@ -71,7 +71,7 @@ def start_up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
 
 
 def begin(cwd: Path, data_dir: Path, options: tuple[str, ...]) -> Up:
-    output = cwd / "up.txt"
+    output = cwd / f"up-{len(list(cwd.glob('up-*.txt')))}.txt"  # of its own: an earlier one still writes
     argv = [sys.executable, "-P", "-m", "deploy.cli", "up", "--engine", "sim", "--port", "0", *options]
     with output.open("wb") as file:
         process = subprocess.Popen(
