@@ -42,6 +42,7 @@ class _ConsumerConfig(msgspec.Struct, frozen=True):
 
 
 class _Consumer(msgspec.Struct, frozen=True):
+    name: str = ""
     config: _ConsumerConfig = _ConsumerConfig()
     delivered: _Delivered = _Delivered()
     num_pending: int = 0
@@ -115,10 +116,13 @@ class Survey:
         found: dict[Labels, _Queue] = {}
         for consumer in await self._consumers():
             try:
-                model, priority, lane = subjects.parse_job_filter(consumer.config.filter_subject)
+                of_queue = subjects.parse_job(consumer.config.filter_subject)
             except ValueError:
                 continue  # an operator's own
-            queue = found.setdefault((self._name_of(model), priority, lane), _Queue())  # of all revisions
+            if consumer.name != of_queue.consumer:
+                continue  # likewise: it reads along with a queue
+            labels = self._name_of(of_queue.model), of_queue.priority, of_queue.lane
+            queue = found.setdefault(labels, _Queue())  # of all revisions
             queue.depth += consumer.num_pending
             queue.running += consumer.num_ack_pending
             queue.oldest_age_s = max(queue.oldest_age_s, await self._oldest_age_s(consumer))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from nats.js.api import AckPolicy, ConsumerConfig
 from prometheus_client import REGISTRY
 
 from broker import subjects, topology
@@ -65,6 +66,27 @@ async def test_a_queue_that_is_gone_is_shown_no_more(broker: Broker) -> None:
         await broker.js.delete_consumer(subjects.JOBS, subjects.job_consumer(MODEL, priority, lane))
     await survey.look()
     assert shown("queue_depth", **queue("one")) is None
+
+
+async def test_an_operators_own_consumer_is_no_queue(broker: Broker) -> None:
+    await topology.ensure_job_consumers(broker, MODEL)
+    queue_filter = subjects.job_filter(MODEL, "interactive", "fair")
+    for name, filter_subject in {"reads-along": queue_filter, "audit": subjects.jobs_of_model(MODEL)}.items():
+        await broker.js.add_consumer(
+            subjects.JOBS,
+            ConsumerConfig(durable_name=name, filter_subject=filter_subject, ack_policy=AckPolicy.NONE),
+        )
+    for _ in range(3):
+        await publish_job(broker, make_job())
+    await survey_of(broker).look()
+    assert shown("queue_depth", **queue("one")) == 3
+    shown_of_model = [
+        sample.labels
+        for family in REGISTRY.collect()
+        for sample in family.samples
+        if sample.name == "headrace_queue_depth" and sample.labels["model"] == "one"
+    ]
+    assert len(shown_of_model) == len(topology.QUEUES)
 
 
 async def test_streams_are_shown_against_their_limits(broker: Broker) -> None:
