@@ -267,7 +267,8 @@ BROKER_DROPPED = Counter(
 )
 BROKER_ROUND_TRIP_S = Histogram(
     "headrace_broker_round_trip_seconds",
-    "A question to JetStream and its answer, every few seconds, behind all that waits to be written",
+    "A question to JetStream and its answer, every few seconds, behind all that waits to be written; without "
+    "an answer the 5 s that were waited for it, and so above the highest bucket",
     buckets=_ROUND_TRIP_S,
 )
 BROKER_PENDING_BYTES = Gauge(
@@ -276,7 +277,9 @@ BROKER_PENDING_BYTES = Gauge(
 BROKER_MESSAGES = PlainCounter("headrace_broker_messages", "NATS messages; direction: in, out", ["direction"])
 BROKER_BYTES = PlainCounter("headrace_broker_bytes", "Payload bytes of these", ["direction"])
 REDIS_ROUND_TRIP_S = Histogram(
-    "headrace_redis_round_trip_seconds", "A PING to Redis, every few seconds", buckets=_ROUND_TRIP_S
+    "headrace_redis_round_trip_seconds",
+    "A PING to Redis, every few seconds; without an answer the time that was waited for it",
+    buckets=_ROUND_TRIP_S,
 )
 REDIS_ERRORS = Counter("headrace_redis_errors", "Redis commands that failed or took too long")
 PULL_RESETS = Counter("headrace_broker_pull_resets", "Pulls begun anew, by reason", ["reason"])

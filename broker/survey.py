@@ -18,7 +18,7 @@ from functools import partial
 import msgspec
 
 from broker import jetstream, metrics, subjects
-from broker.connection import Broker
+from broker.connection import Broker, NoAnswer
 from broker.jetstream import ApiError
 from schemas.errors import HeadraceError
 from schemas.ids import ModelToken
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 GATEWAY_INTERVAL_S = 5.0
 WORKER_INTERVAL_S = 30.0  # there are many, and they only fill in where no gateway lives
-TIMEOUT_S = 2
+TIMEOUT_S = 5  # where the buckets of its round trips end: one without an answer counts above them
 STREAMS = (subjects.JOBS, subjects.REPLIES, subjects.DEAD)
 
 Labels = tuple[str, str, str]  # model, priority, lane
@@ -160,7 +160,13 @@ class Survey:
 
     async def _look_at_stream(self, name: str) -> None:
         begun_s = time.perf_counter()
-        info = await jetstream.call(self._broker, f"STREAM.INFO.{name}", b"", _Stream, timeout_s=TIMEOUT_S)
+        question = f"STREAM.INFO.{name}"
+        try:
+            info = await jetstream.call(self._broker, question, b"", _Stream, timeout_s=TIMEOUT_S)
+        except NoAnswer as error:
+            if error.why == "timeout":
+                metrics.BROKER_ROUND_TRIP_S.observe(time.perf_counter() - begun_s)
+            raise
         metrics.BROKER_ROUND_TRIP_S.observe(time.perf_counter() - begun_s)
         state, limits = info.state, info.config
         metrics.STREAM_BYTES.labels(name).set(state.bytes)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
+import pytest
 from nats.js.api import AckPolicy, ConsumerConfig
 from prometheus_client import REGISTRY
 
-from broker import subjects, topology
-from broker.connection import Broker
+from broker import metrics, subjects, survey, topology
+from broker.connection import Broker, NoAnswer
 from broker.jobs import publish_job
 from broker.survey import Survey
 from tests.integration.broker.samples import MODEL, make_job
+from tests.integration.conftest import NatsServer
 
 
 def shown(name: str, **labels: str) -> float | None:
@@ -59,12 +62,12 @@ async def test_the_oldest_is_the_first_that_nobody_has_pulled(broker: Broker) ->
 
 async def test_a_queue_that_is_gone_is_shown_no_more(broker: Broker) -> None:
     await topology.ensure_job_consumers(broker, MODEL)
-    survey = survey_of(broker)
-    await survey.look()
+    surveying = survey_of(broker)
+    await surveying.look()
     assert shown("queue_depth", **queue("one")) == 0
     for priority, lane in topology.QUEUES:
         await broker.js.delete_consumer(subjects.JOBS, subjects.job_consumer(MODEL, priority, lane))
-    await survey.look()
+    await surveying.look()
     assert shown("queue_depth", **queue("one")) is None
 
 
@@ -104,6 +107,47 @@ async def test_streams_are_shown_against_their_limits(broker: Broker) -> None:
     assert shown("stream_oldest_age_seconds", stream="DEAD") is not None
     assert (shown("survey_timestamp_seconds") or 0) >= before_s
     assert shown("broker_round_trip_seconds_count") == answers + 3
+
+
+def slow_answers(above_s: str) -> float:
+    quicker = shown("broker_round_trip_seconds_bucket", le=above_s) or 0
+    return (shown("broker_round_trip_seconds_count") or 0) - quicker
+
+
+async def test_a_server_that_takes_seconds_is_observed(nats_server: NatsServer, broker: Broker) -> None:
+    before = slow_answers("2.0")
+    nats_server.pause()
+    try:
+        looking = asyncio.create_task(survey_of(broker).look(), name="look")
+        await asyncio.sleep(2.1)  # no condition tells it: that is how slow the answer is
+    finally:
+        nats_server.resume()
+    await looking
+    assert slow_answers("2.0") == before + 1
+
+
+async def test_a_server_that_does_not_answer_is_observed_as_slow(
+    nats_server: NatsServer, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(survey, "TIMEOUT_S", 0.2)
+    before = slow_answers("0.1")
+    nats_server.pause()
+    try:
+        with pytest.raises(NoAnswer):
+            await survey_of(broker).look()
+    finally:
+        nats_server.resume()
+    assert slow_answers("0.1") == before + 1
+
+
+def test_without_an_answer_is_above_the_highest_bucket() -> None:
+    bounds = [
+        float(sample.labels["le"])
+        for family in metrics.BROKER_ROUND_TRIP_S.collect()
+        for sample in family.samples
+        if "le" in sample.labels
+    ]
+    assert sorted(bounds)[-2] <= survey.TIMEOUT_S
 
 
 async def test_the_traffic_of_the_connection_is_counted_whichever_way_it_is_read(broker: Broker) -> None:
