@@ -142,11 +142,6 @@ STREAM_FILL = Gauge(
     "Of the bytes or messages that a stream may hold, whichever is nearer its limit, 0 to 1",
     ["stream"],
 )
-STREAM_REACH = Gauge(
-    "headrace_gateway_stream_reach_seconds",
-    "Age of a stream's oldest message; a full one that reaches back less than two deadlines refuses requests",
-    ["stream"],
-)
 WORKERS_ALIVE = Gauge("headrace_workers_alive", "Workers seen in the last three intervals", ["model"])
 SLOTS = Gauge("headrace_worker_slots", "Requests that run at once", ["model"])
 KV_CACHE = Gauge("headrace_worker_kv_cache_usage_ratio", "KV cache in use, 0 to 1", ["model"])
@@ -242,7 +237,9 @@ STREAM_MAX_MESSAGES = Gauge(
     "headrace_stream_max_messages", "Messages at which it drops its oldest; absent: no limit", ["stream"]
 )
 STREAM_OLDEST_AGE_S = Gauge(
-    "headrace_stream_oldest_age_seconds", "Age of the oldest message that a stream holds", ["stream"]
+    "headrace_stream_oldest_age_seconds",
+    "Age of the oldest message that a stream holds: so far it reaches back; 0: it is empty",
+    ["stream"],
 )
 SURVEYED = Gauge(
     "headrace_survey_timestamp_seconds", "When queues and streams were last looked at, unix time"

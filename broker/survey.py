@@ -60,14 +60,15 @@ class _StreamLimits(msgspec.Struct, frozen=True):
 
 
 class _StreamState(msgspec.Struct, frozen=True):
+    first_ts: datetime
     messages: int = 0
     bytes: int = 0
-    first_ts: str = ""
 
 
 class _Stream(msgspec.Struct, frozen=True):
+    state: _StreamState
+    ts: datetime  # by the server's clock, which stamped the messages
     config: _StreamLimits = _StreamLimits()
-    state: _StreamState = _StreamState()
 
 
 @dataclass(slots=True)
@@ -175,5 +176,5 @@ class Survey:
             metrics.STREAM_MAX_BYTES.labels(name).set(limits.max_bytes)
         if limits.max_msgs > 0:
             metrics.STREAM_MAX_MESSAGES.labels(name).set(limits.max_msgs)
-        first_s = datetime.fromisoformat(state.first_ts).timestamp() if state.messages else time.time()
-        metrics.STREAM_OLDEST_AGE_S.labels(name).set(max(0.0, time.time() - first_s))
+        age_s = (info.ts - state.first_ts).total_seconds() if state.messages else 0.0
+        metrics.STREAM_OLDEST_AGE_S.labels(name).set(age_s)
