@@ -84,6 +84,8 @@ class Live:
         self.received_unix_ms = job.received_unix_ms or float(job.created_unix_ms)
         self.resumed = 0  # how often a client has taken it up again here
         self._sent_unix_ms = self.received_unix_ms + job.edge_ms
+        self._opened_unix_ms = 0.0  # by the store's clock: its first message
+        self._stored_unix_ms = 0.0  # likewise: the latest of its log, or of the one that it follows
         self._clock = StageClock()
         self._log = LogReader()
         self._detokenizer = detokenizer
@@ -208,6 +210,8 @@ class Live:
         if self.end is not None:
             return
         step = self._log.feed(seq, message)
+        self._stored_unix_ms = stored_unix_ms
+        self._opened_unix_ms = self._opened_unix_ms or stored_unix_ms
         news = False
         if step.started is not None:
             self._clock.started(stored_unix_ms, step.started.queued_unix_ms or self._sent_unix_ms)
@@ -229,23 +233,25 @@ class Live:
             self._wake()
 
     def lend(self, leader: Live) -> None:
-        """News of the response that this one follows."""
+        """News of the response that this one follows; they happened when the store says so, as in ``feed``:
+        a gateway's clock may stand elsewhere."""
         if self.end is not None or not self.is_joined:
             return
-        news, now = False, now_ms()
+        news = False
+        stored_unix_ms = self._stored_unix_ms = max(self._stored_unix_ms, leader._stored_unix_ms)
         if leader.started and not self.started:
             self.started = news = True
-            self._clock.started(now, self._sent_unix_ms)
+            self._clock.started(stored_unix_ms, self._opened_unix_ms)
             self._owner.live_started(self)
         new_ids = leader.log.ids[len(self._log.ids) : leader.total]
         if new_ids:
             self._log.lend(new_ids)
-            self._clock.tokens(now)
-            news = self._decode(new_ids, now) or news
+            self._clock.tokens(stored_unix_ms)
+            news = self._decode(new_ids, stored_unix_ms) or news
             self._owner.live_tokens(self, len(new_ids))
             leader.read_tokens = max(leader.read_tokens, leader.total)
         if self._stream.stopped:
-            self._stop(None, now)
+            self._stop(None, stored_unix_ms)
         elif news:
             self._wake()
 
