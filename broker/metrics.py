@@ -142,7 +142,11 @@ STREAM_FILL = Gauge(
     "Of the bytes or messages that a stream may hold, whichever is nearer its limit, 0 to 1",
     ["stream"],
 )
-WORKERS_ALIVE = Gauge("headrace_workers_alive", "Workers seen in the last three intervals", ["model"])
+WORKERS_ALIVE = Gauge(
+    "headrace_workers_alive",
+    "Workers seen in the last three intervals; of a model without any until it is taken for retired",
+    ["model"],
+)
 SLOTS = Gauge("headrace_worker_slots", "Requests that run at once", ["model"])
 KV_CACHE = Gauge("headrace_worker_kv_cache_usage_ratio", "KV cache in use, 0 to 1", ["model"])
 WATCHER_VERDICTS = Counter(

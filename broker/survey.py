@@ -85,8 +85,13 @@ class Survey:
         self._broker = broker
         self._interval_s = interval_s
         self._name_of = name_of
-        self._shown: set[Labels] = set()
+        self._shown: dict[Labels, _Queue] = {}
         self._show_traffic()
+
+    def has_jobs(self, model: str) -> bool:
+        """By its name: as the last look found, some wait or are with a worker."""
+        queues = (queue for labels, queue in self._shown.items() if labels[0] == model)
+        return any(queue.depth or queue.running for queue in queues)
 
     def _show_traffic(self) -> None:
         nc, stats = self._broker.nc, self._broker.nc.stats
@@ -131,10 +136,10 @@ class Survey:
             metrics.QUEUE_DEPTH.labels(*labels).set(queue.depth)
             metrics.QUEUE_RUNNING.labels(*labels).set(queue.running)
             metrics.QUEUE_OLDEST_AGE_S.labels(*labels).set(queue.oldest_age_s)
-        for labels in self._shown - found.keys():
+        for labels in self._shown.keys() - found.keys():
             for gauge in (metrics.QUEUE_DEPTH, metrics.QUEUE_RUNNING, metrics.QUEUE_OLDEST_AGE_S):
                 gauge.remove(*labels)
-        self._shown = set(found)
+        self._shown = found
 
     async def _consumers(self) -> list[_Consumer]:
         found: list[_Consumer] = []
