@@ -159,6 +159,10 @@ REDELIVERED = Counter(
 )
 
 GATEWAY_READY = Gauge("headrace_gateway_ready", "1 while a chat would be answered: what /readyz says")
+CERTIFICATE_EXPIRY = Gauge(
+    "headrace_gateway_certificate_expiry_timestamp_seconds",
+    "When the TLS certificate that is served ends, unix time; 0: none is",
+)
 TCP_CONNECTIONS = Gauge("headrace_gateway_tcp_connections", "Open client connections, idle ones too")
 STREAMS = Gauge(
     "headrace_gateway_streams",

@@ -84,6 +84,11 @@ def reads_slowly(world: World) -> None:
     world.until_fired("HeadraceSlowReaders")
 
 
+def has_an_old_certificate(world: World) -> None:
+    with world.gateway_over_tls():
+        world.until_fired("HeadraceCertificateEnds")
+
+
 def loses_redis(world: World) -> None:
     with world.paused(world.stack.part("redis").pid):
         world.until_fired("HeadraceRedisDegraded")
@@ -142,6 +147,7 @@ FAULTS: tuple[Callable[[World], None], ...] = (
     reads_slowly,
     crawls,
     meets_garbage,
+    has_an_old_certificate,
     loses_redis,
     fills_a_stream,
     loses_a_gateway,

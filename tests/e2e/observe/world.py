@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from schemas.quota import Quota
 from tests.e2e.observe.prometheus import Prometheus
 from tests.e2e.stack import Stack, wait_until
 from tests.integration.conftest import free_port
+from tests.integration.gateway.certificates import write_certificate
 from tests.process_tree import descendants
 from workers.engine.sim_words import FIRST_WORD_ID, WORDS
 
@@ -52,6 +54,7 @@ ENV = {
 
 class World:
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self.stack = Stack(folder / "data", model=MODELS, env=ENV)
         self.halting = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -215,6 +218,35 @@ class World:
                     os.kill(pid, signal.SIGKILL)
             self._crawl.wait()
             self._crawl = None
+
+    @contextlib.contextmanager
+    def gateway_over_tls(self) -> Iterator[None]:
+        """One more, whose certificate ends in two days."""
+        cert, key = write_certificate(self._folder, lives=timedelta(days=2))
+        port, redis_port = free_port(), self.stack.part("redis").port
+        log = self._folder / "gateway-over-tls.log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "deploy.cli", "gateway"],
+                env={
+                    **os.environ,
+                    **ENV,
+                    "HEADRACE_NATS__URL": self.stack.nats_url,
+                    "HEADRACE_REDIS__URL": f"redis://127.0.0.1:{redis_port}/0",
+                    "HEADRACE_SECURITY__SECRET": "of this gateway alone",
+                    "HEADRACE_GATEWAY__PORT": str(port),
+                    "HEADRACE_GATEWAY__TLS_CERT": str(cert),
+                    "HEADRACE_GATEWAY__TLS_KEY": str(key),
+                },
+                stdout=out,
+                stderr=out,
+            )
+        try:
+            with self.prometheus.watching_over_tls("headrace-gateway", f"127.0.0.1:{port}"):
+                yield
+        finally:
+            process.terminate()
+            assert process.wait(30) == 0, log.read_text()
 
     @contextlib.contextmanager
     def paused(self, pid: int) -> Iterator[None]:
