@@ -142,6 +142,11 @@ STREAM_FILL = Gauge(
     "Of the bytes or messages that a stream may hold, whichever is nearer its limit, 0 to 1",
     ["stream"],
 )
+STREAM_NEEDED = Gauge(
+    "headrace_gateway_stream_needed_seconds",
+    "So far a stream must reach back; one that does not, and is 80 % full, refuses requests",
+    ["stream"],
+)
 WORKERS_ALIVE = Gauge(
     "headrace_workers_alive",
     "Workers seen in the last three intervals; of a model without any until it is taken for retired",

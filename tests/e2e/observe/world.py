@@ -268,13 +268,22 @@ class World:
 
         asyncio.run(publish())
 
-    def shrink_stream(self, stream: str) -> None:
-        """To a little more than it holds."""
+    def empty_stream(self, stream: str) -> None:
+        async def empty() -> None:
+            client = await nats.connect(self.stack.nats_url)
+            answer = await client.request(f"$JS.API.STREAM.PURGE.{stream}")
+            assert "error" not in json.loads(answer.data), answer.data
+            await client.close()
+
+        asyncio.run(empty())
+
+    def shrink_stream(self, stream: str, *, fill: float) -> None:
+        """So that what it holds is that share of what it may."""
 
         async def shrink() -> None:
             client = await nats.connect(self.stack.nats_url)
             info = json.loads((await client.request(f"$JS.API.STREAM.INFO.{stream}")).data)
-            config = {**info["config"], "max_bytes": int(info["state"]["bytes"] * 1.01)}
+            config = {**info["config"], "max_bytes": int(info["state"]["bytes"] / fill)}
             answer = await client.request(f"$JS.API.STREAM.UPDATE.{stream}", json.dumps(config).encode())
             assert "error" not in json.loads(answer.data), answer.data
             await client.close()
