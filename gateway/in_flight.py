@@ -162,7 +162,10 @@ class InFlight:
             if self._entry_of(live) is entry:  # else it was removed with messages at hand
                 self._feed(entry, seq, message, stored_unix_ms)
 
-        follower = LogFollower(self._broker, live.response_id, self._reading, on_message=feed)
+        job = live.job
+        follower = LogFollower(
+            self._broker, job.gateway, job.response, job.session, self._reading, on_message=feed
+        )
         running = asyncio.create_task(follower.run(), name=f"log-of {live.response_id}")
         catching_up = asyncio.create_task(follower.caught_up.wait(), name=f"catch-up {live.response_id}")
         try:
