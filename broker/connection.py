@@ -68,6 +68,10 @@ class _Waiter:
     done: asyncio.Future[list[Msg]]
     answers: list[Msg] = field(default_factory=list)
 
+    def fail(self, why: Why, subject: str) -> None:
+        if not self.done.done():
+            self.done.set_exception(NoAnswer(why, subject))
+
 
 class _Client(Client):
     """Reads what any publisher may send, so that nothing of it ends the read loop."""
@@ -260,17 +264,18 @@ class Broker:
                 "raise its max_payload.",
             )
         inbox = f"{self._inbox}.{next(self._request_ids)}"
-        waiter = _Waiter(is_last, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        waiter = _Waiter(is_last, loop.create_future())
         self._waiting[inbox] = waiter
+        timer = loop.call_later(timeout_s, waiter.fail, "timeout", subject)  # a tenth of an asyncio.timeout
         try:
-            async with asyncio.timeout(timeout_s):
-                await self.nc.publish(subject, payload, reply=inbox, headers=headers)
-                return await waiter.done
-        except TimeoutError:
-            raise NoAnswer("timeout", subject) from None
+            await self.nc.publish(subject, payload, reply=inbox, headers=headers)
+            return await waiter.done
         except nats.errors.Error:
             raise NoAnswer("disconnected", subject) from None
         finally:
+            timer.cancel()
+            waiter.done.cancel()
             del self._waiting[inbox]
 
     def expect(self, on_answer: Callable[[Msg], None]) -> str:
@@ -323,8 +328,7 @@ class Broker:
     def _fail_waiting(self) -> None:
         self._expecting.clear()
         for inbox, waiter in self._waiting.items():
-            if not waiter.done.done():
-                waiter.done.set_exception(NoAnswer("disconnected", inbox))
+            waiter.fail("disconnected", inbox)
 
     async def _error(self, error: Exception) -> None:
         text = str(error) or type(error).__name__

@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from gateway.api.errors import http_answer
 from gateway.connection_limits import OpenConnections, SlowReader
-from gateway.outlet import Body, Outlet
+from gateway.outlet import Body, HasOutlet, Outlet
 from gateway.round_trip import MeasuredHttp
 from gateway.websocket_protocol import BoundedWebSocket
 from schemas.config import Gateway
@@ -34,7 +34,7 @@ def http_protocol(limits: Gateway) -> type[asyncio.Protocol]:
     return Http
 
 
-class BoundedHttp(MeasuredHttp):
+class BoundedHttp(MeasuredHttp, HasOutlet):
     def __init__(self, limits: Gateway, open_connections: OpenConnections, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._limits = limits

@@ -29,7 +29,7 @@ from schemas.quota import Quota
 
 log = logging.getLogger(__name__)
 
-RENEW_CHUNK = 500  # leases of one command
+CHUNK = 500  # leases of one command
 LAST_WORDS_S = 1.0  # at the end, for giving all leases back
 
 # KEYS of each script: requests' and tokens' fill times, the tenant's leases, those on this model, the model's
@@ -93,19 +93,27 @@ end
 return said
 """
 )
-# ARGV: response, tenant, requests/min, tokens/min, requests and tokens used beyond what was charged. Once:
-# only who holds the lease is corrected.
+# For several, too. ARGV, for each: response, tenant, requests/min, tokens/min, requests and tokens used
+# beyond what was charged. Once: only who holds the lease is corrected.
 _GIVE_BACK = (
     _NOW
     + _FILL
     + """
-redis.call('ZREM', KEYS[3], ARGV[1])
-if redis.call('ZREM', KEYS[4], ARGV[1]) == 1 then
-  local rpm, tpm = tonumber(ARGV[3]), tonumber(ARGV[4])
-  if rpm > 0 then put(KEYS[1], fill(KEYS[1]) + tonumber(ARGV[5]) * 60000 / rpm) end
-  if tpm > 0 then put(KEYS[2], fill(KEYS[2]) + tonumber(ARGV[6]) * 60000 / tpm) end
+local function give_back(key, id, tenant, rpm, tpm, requests, tokens)
+  redis.call('ZREM', key[3], id)
+  if redis.call('ZREM', key[4], id) == 1 then
+    if rpm > 0 then put(key[1], fill(key[1]) + requests * 60000 / rpm) end
+    if tpm > 0 then put(key[2], fill(key[2]) + tokens * 60000 / tpm) end
+  end
+  if redis.call('ZCARD', key[4]) == 0 then redis.call('ZREM', key[5], tenant) end
 end
-if redis.call('ZCARD', KEYS[4]) == 0 then redis.call('ZREM', KEYS[5], ARGV[2]) end
+for i = 0, #KEYS / 5 - 1 do
+  local key, arg = {}, {}
+  for k = 1, 5 do key[k] = KEYS[i * 5 + k] end
+  for k = 1, 6 do arg[k] = ARGV[i * 6 + k] end
+  for k = 3, 6 do arg[k] = tonumber(arg[k]) end
+  give_back(key, unpack(arg, 1, 6))
+end
 """
 )
 # ARGV: lease ms, tenant, responses …
@@ -154,6 +162,7 @@ class TenantLimits:
     def __init__(self, redis: Redis, health: RedisHealth, config: Limits) -> None:
         self._redis = redis
         self._take = redis.register_script(_TAKE)
+        self._give_back = redis.register_script(_GIVE_BACK)
         self._asked: list[_Asked] = []  # in this pass of the event loop
         self._tasks: asyncio.TaskGroup | None = None
         self._min_share = config.min_share
@@ -298,17 +307,22 @@ class TenantLimits:
         returns, self._returns = self._returns, {}
         if not returns or not self.health.may_ask():
             return
-        pipe = self._redis.pipeline(transaction=False)
-        for given in returns.values():
-            quota = given.claim.quota
-            limits = (quota.requests_per_minute, quota.tokens_per_minute)
-            arguments = (given.claim.response, given.claim.tenant, *limits, given.requests, given.tokens)
-            pipe.eval(_GIVE_BACK, 5, *_keys(given.claim), *map(str, arguments))
         try:
-            await pipe.execute()
+            given = list(returns.values())
+            for start in range(0, len(given), CHUNK):
+                await self._settle_some(given[start : start + CHUNK])
             self.health.answered()
         except RedisError as error:
             self.health.failed(error)
+
+    async def _settle_some(self, returns: Sequence[_Return]) -> None:
+        keys = [key for given in returns for key in _keys(given.claim)]
+        arguments: list[str | int] = []
+        for given in returns:
+            claim, quota = given.claim, given.claim.quota
+            arguments += (claim.response, claim.tenant, quota.requests_per_minute, quota.tokens_per_minute)
+            arguments += (given.requests, given.tokens)
+        await self._give_back(keys=keys, args=arguments)
 
     async def _renew(self) -> None:
         if not self._held or not self.health.may_ask():
@@ -318,8 +332,8 @@ class TenantLimits:
             held[claim.tenant, claim.model].append(claim)
         pipe = self._redis.pipeline(transaction=False)
         for claims in held.values():
-            for start in range(0, len(claims), RENEW_CHUNK):
-                some = claims[start : start + RENEW_CHUNK]
+            for start in range(0, len(claims), CHUNK):
+                some = claims[start : start + CHUNK]
                 named = (str(int(self._lease_s * 1000)), some[0].tenant, *(claim.response for claim in some))
                 pipe.eval(_RENEW, 5, *_keys(some[0]), *named)
         try:

@@ -20,7 +20,7 @@ from gateway.api.errors import internal
 from gateway.api.front import Front
 from gateway.api.http_request import ClientGone, give_up_all
 from gateway.api.token_logprobs import off_loop
-from gateway.generation import Parsed, Text, Update
+from gateway.generation import Ended, Parsed, Text, Update
 from gateway.live import Live
 from gateway.live_reader import LiveReader
 from gateway.outlet import Outlet, count_events, outlet_of
@@ -60,6 +60,7 @@ class EventStream(Response):
         super().__init__()
         self._front = front
         self._sources = sources
+        self._alone = len(sources) == 1
         self._readers = [front.reader(source.live, source.from_token) for source in sources]
         self._opening = opening
         self._failed = failed
@@ -86,7 +87,7 @@ class EventStream(Response):
             streams.dec(len(self._sources))
             for reader in self._readers:
                 self._front.leave(reader)
-            if len(self._sources) > 1:
+            if not self._alone:
                 await give_up_all(self._front, [source.live for source in self._sources])
 
     async def _pump(self, send: Send) -> None:
@@ -107,7 +108,7 @@ class EventStream(Response):
             self._follow(source, reader, send)
             for source, reader in zip(self._sources, self._readers, strict=True)
         ]
-        if len(following) == 1:
+        if self._alone:
             await following[0]
             return
         try:
@@ -125,8 +126,10 @@ class EventStream(Response):
         """Whether it ended well."""
         reader.divert(self._front.tick, partial(self._show, source.frames))
         while updates := await reader.next():
-            if data := await off_loop(source.live, updates, partial(_joined, source.frames, updates)):
-                await self._write(send, data)
+            data = await off_loop(source.live, updates, partial(_joined, source.frames, updates))
+            last = self._alone and isinstance(updates[-1], Ended)  # what ends the body goes along with it
+            if data or last:
+                await self._write(send, data, last=last)
         end = source.live.end
         return end is not None and end.outcome not in ("failed", "cancelled")
 
