@@ -68,6 +68,7 @@ class EventStream(Response):
         self._outlet: Outlet | None = None
         self._writing = asyncio.Lock()
         self._silent = True
+        self._heartbeat: asyncio.TimerHandle | None = None
         self._done = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,12 +79,15 @@ class EventStream(Response):
         try:
             await send({"type": "http.response.start", "status": 200, "headers": [*_HEADERS, *self._more]})
             async with asyncio.TaskGroup() as tasks:
-                watching = tasks.create_task(self._watch(receive, send), name="watch-event-stream")
+                watching = tasks.create_task(_watch(receive), name="watch-event-stream")
+                self._beat_later(tasks, send)
                 await self._pump(send)
                 watching.cancel()
         except* ClientGone:
             pass  # a response goes on for the grace time, and can be resumed; of several only one is known
         finally:
+            if self._heartbeat is not None:
+                self._heartbeat.cancel()
             streams.dec(len(self._sources))
             for reader in self._readers:
                 self._front.leave(reader)
@@ -151,17 +155,21 @@ class EventStream(Response):
             count_events(data)
             await send({"type": "http.response.body", "body": data, "more_body": not last})
 
-    async def _watch(self, receive: Receive, send: Send) -> None:
-        while True:
-            try:
-                async with asyncio.timeout(self._front.limits.ping_interval_s):
-                    while (await receive())["type"] != "http.disconnect":
-                        pass
-                    raise ClientGone
-            except TimeoutError:
-                if self._silent:
-                    await self._write(send, b": waiting\n\n")
-                self._silent = True
+    def _beat_later(self, tasks: asyncio.TaskGroup, send: Send) -> None:
+        interval_s = self._front.limits.ping_interval_s
+        self._heartbeat = asyncio.get_running_loop().call_later(interval_s, self._beat, tasks, send)
+
+    def _beat(self, tasks: asyncio.TaskGroup, send: Send) -> None:
+        if self._silent:
+            tasks.create_task(self._write(send, b": waiting\n\n"), name="beat-event-stream")
+        self._silent = True
+        self._beat_later(tasks, send)
+
+
+async def _watch(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    raise ClientGone
 
 
 def _joined(frames: Callable[[Update], bytes], updates: list[Update]) -> bytes:
