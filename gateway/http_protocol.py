@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from gateway.api.errors import http_answer
 from gateway.connection_limits import OpenConnections, SlowReader
+from gateway.held_head import HeldHead
 from gateway.outlet import Body, HasOutlet, Outlet
 from gateway.round_trip import MeasuredHttp
 from gateway.websocket_protocol import BoundedWebSocket
@@ -49,6 +50,7 @@ class BoundedHttp(MeasuredHttp, HasOutlet):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.transport = cast("asyncio.Transport", HeldHead(transport))
         self._place = self._open.take(self.client[0] if self.client else "")
         if self._place is None:
             transport.abort()
@@ -118,6 +120,7 @@ class BoundedHttp(MeasuredHttp, HasOutlet):
 
     def handle_websocket_upgrade(self) -> None:
         self._stop_waiting()
+        self.transport = cast("HeldHead", self.transport).transport
         place, self._place = self._place, None  # goes on to the WebSocket: it is the same connection
         super().handle_websocket_upgrade()
         protocol = self.transport.get_protocol()
