@@ -191,7 +191,7 @@ def streams(config: Nats) -> tuple[StreamConfig, ...]:
             max_msgs=config.jobs_max_messages,
             grammar="hr.job.<model>.<class>.<fair, over or held>.<response>",
             headers="Hr-Response Hr-Tenant Hr-Session Hr-Gateway Hr-Model Hr-Class Hr-Deadline "
-            "Hr-Prompt-Tokens",
+            "Hr-Prompt-Tokens Hr-Codec; of some Hr-Request-Id Hr-Replay-Of traceparent",
         ),
         _stream(
             config,

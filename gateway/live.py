@@ -18,10 +18,10 @@ from broker.stages import StageClock, whole
 from gateway.generation import Ended, Parsed, Queued, Text
 from gateway.live_reader import LiveReader
 from gateway.outcome import Verdict, stopped, verdict
-from gateway.output.parser import OutputParser
-from gateway.output.pieces import Call, Item, Piece, Words, gather
+from gateway.output.pieces import Item
 from gateway.rate import Ruling
-from gateway.text import Detokenizer, TextStream
+from gateway.released import Released
+from gateway.text import Detokenizer
 from schemas.errors import HeadraceError
 from schemas.ids import ResponseId, TenantId
 from schemas.job import Job
@@ -84,15 +84,12 @@ class Live:
         self.received_unix_ms = job.received_unix_ms or float(job.created_unix_ms)
         self.resumed = 0  # how often a client has taken it up again here
         self._sent_unix_ms = self.received_unix_ms + job.edge_ms
+        self._opened_unix_ms = 0.0  # by the store's clock: its first message
+        self._stored_unix_ms = 0.0  # likewise: the latest of its log, or of the one that it follows
         self._clock = StageClock()
         self._log = LogReader()
         self._detokenizer = detokenizer
-        self._stream = TextStream(detokenizer, job.presentation.stop, job.sampling.min_tokens)
-        self._pieces: list[str] = []  # text released by token k+1; after the end, also the flush
-        shape = job.presentation.shape
-        self._parser = None if shape is None else OutputParser(shape)
-        self._parsed: list[tuple[Piece, ...]] = []  # of each of ``_pieces``, where there is a parser
-        self._solid = 0  # pieces up to the last one that is not empty
+        self._released = Released(job, detokenizer)
         self._readers: list[Follower] = []
         self._owner = owner
         self._kept = False  # this is what was kept of an ended one
@@ -121,19 +118,17 @@ class Live:
     @property
     def text(self) -> str:
         """Of the message; reasoning and calls are no part of it."""
-        if self._parser is None:
-            return "".join(self._pieces)
-        return "".join(p.text for pieces in self._parsed for p in pieces if isinstance(p, Words))
+        return self._released.text
 
     @property
     def is_parsed(self) -> bool:
         """It has a shape: its readers are given ``Parsed``, not ``Text``."""
-        return self._parser is not None
+        return self._released.is_parsed
 
     @property
     def items(self) -> list[Item]:
         """Of a parsed one."""
-        return gather(piece for pieces in self._parsed for piece in pieces)
+        return self._released.items
 
     @property
     def log(self) -> LogReader:
@@ -143,7 +138,7 @@ class Live:
     @property
     def total(self) -> int:
         """Tokens that count so far."""
-        return self.end.total if self.end else min(len(self._pieces), len(self._log.ids))
+        return self.end.total if self.end else min(self._released.count, len(self._log.ids))
 
     @property
     def ids(self) -> list[int]:
@@ -184,11 +179,16 @@ class Live:
     @property
     def kept_bytes(self) -> int:
         """Memory of the completion, about: an estimate from measured sizes of Python's objects."""
-        text = sum(map(len, self._pieces)) * (1 if self._parser is None else 2)
         entries = (1 + (self.job.sampling.logprobs or 0)) * len(self._log.logprobs)
-        tokens = max(len(self._log.ids), len(self._pieces))
+        tokens = max(len(self._log.ids), self._released.count)
         shown = len(self.job.presentation.echo) + sum(map(len, self.job.presentation.stop))
-        return FIXED_BYTES + TOKEN_BYTES * tokens + LOGPROB_BYTES * entries + 4 * text + shown
+        return (
+            FIXED_BYTES
+            + TOKEN_BYTES * tokens
+            + LOGPROB_BYTES * entries
+            + 4 * self._released.characters
+            + shown
+        )
 
     def token_bytes(self, token_id: int) -> bytes:
         return self._detokenizer.token_bytes(token_id)
@@ -199,7 +199,7 @@ class Live:
 
     def released(self, first_token: int, end_token: int) -> list[int]:
         """How many characters each of these tokens released."""
-        return [len(piece) for piece in self._pieces[first_token:end_token]]
+        return self._released.lengths(first_token, end_token)
 
     # -- what happens -------------------------------------------------------------------------------
 
@@ -208,6 +208,8 @@ class Live:
         if self.end is not None:
             return
         step = self._log.feed(seq, message)
+        self._stored_unix_ms = stored_unix_ms
+        self._opened_unix_ms = self._opened_unix_ms or stored_unix_ms
         news = False
         if step.started is not None:
             self._clock.started(stored_unix_ms, step.started.queued_unix_ms or self._sent_unix_ms)
@@ -220,8 +222,8 @@ class Live:
             news = self._decode(step.new_ids, stored_unix_ms) or news
             self._owner.live_tokens(self, len(step.new_ids))
         if step.end is not None:
-            self._flush(step.end.total)
-        if self._stream.stopped:
+            self._released.finish(step.end.total, len(self._log.ids))
+        if self._released.stopped:
             self._stop(step.end, stored_unix_ms)
         elif step.end is not None:
             self._conclude(verdict(self.job, step.end), stored_unix_ms)
@@ -229,23 +231,25 @@ class Live:
             self._wake()
 
     def lend(self, leader: Live) -> None:
-        """News of the response that this one follows."""
+        """News of the response that this one follows; they happened when the store says so, as in ``feed``:
+        a gateway's clock may stand elsewhere."""
         if self.end is not None or not self.is_joined:
             return
-        news, now = False, now_ms()
+        news = False
+        stored_unix_ms = self._stored_unix_ms = max(self._stored_unix_ms, leader._stored_unix_ms)
         if leader.started and not self.started:
             self.started = news = True
-            self._clock.started(now, self._sent_unix_ms)
+            self._clock.started(stored_unix_ms, self._opened_unix_ms)
             self._owner.live_started(self)
         new_ids = leader.log.ids[len(self._log.ids) : leader.total]
         if new_ids:
             self._log.lend(new_ids)
-            self._clock.tokens(now)
-            news = self._decode(new_ids, now) or news
+            self._clock.tokens(stored_unix_ms)
+            news = self._decode(new_ids, stored_unix_ms) or news
             self._owner.live_tokens(self, len(new_ids))
             leader.read_tokens = max(leader.read_tokens, leader.total)
-        if self._stream.stopped:
-            self._stop(None, now)
+        if self._released.stopped:
+            self._stop(None, stored_unix_ms)
         elif news:
             self._wake()
 
@@ -254,63 +258,18 @@ class Live:
         return now_ms() if self._is_own else stored_unix_ms
 
     def _stop(self, end: LogEnd | None, stored_unix_ms: float) -> None:
-        total = min(len(self._pieces), len(self._log.ids))
+        total = min(self._released.count, len(self._log.ids))
         if end is None:
             self._owner.live_stopped(self, total)
         self._conclude(stopped(self.job, total, end), stored_unix_ms)
 
     def _decode(self, new_ids: Sequence[int], stored_unix_ms: float) -> bool:
         """True if text was released."""
-        push, pieces, before = self._stream.push, self._pieces, self._solid
-        for token_id in new_ids:
-            piece = push(token_id)
-            pieces.append(piece)
-            if piece:
-                self._solid = len(pieces)
-            if self._stream.stopped:
-                break
-        if self._parser is not None:
-            self._parse(before)
-        if self._solid == before:
+        if not self._released.push(new_ids):
             return False
         if self.first_text_unix_ms is None:
             self.first_text_unix_ms = self._when(stored_unix_ms)
         return True
-
-    def _parse(self, solid: int) -> None:
-        """The text that has come since, of each token. What released no piece is not news."""
-        parser, parsed = self._parser, self._parsed
-        assert parser is not None
-        self._solid = solid
-        for piece in self._pieces[len(parsed) :]:
-            parsed.append(parser.push(piece))
-            if parsed[-1]:
-                self._solid = len(parsed)
-
-    def _finish_parsing(self, parser: OutputParser, total: int) -> bool:
-        """What the parser held back stands behind the last token that counts, as the text does that only the
-        end releases. Whether there were calls."""
-        parsed, last = self._parsed, parser.finish()
-        if last:
-            parsed += [()] * (total + 1 - len(parsed))
-            parsed[-1] += last
-            self._solid = len(parsed)
-        return any(isinstance(item, Call) for item in self.items)
-
-    def _flush(self, total: int) -> None:
-        """Text that only the end releases stands behind the last token, as if one more had caused it. Tokens
-        that were lent and do not count are not shown to whoever comes later."""
-        if total < len(self._pieces) and not self._stream.stopped:
-            del self._pieces[total:], self._parsed[total:]
-            self._solid = min(self._solid, total)
-            return
-        piece, before = self._stream.finish(), self._solid
-        if piece:
-            self._pieces += [""] * (len(self._log.ids) - len(self._pieces))
-            self._pieces.append(piece)
-            self._solid = len(self._pieces)
-            if self._parser is not None:
-                self._parse(before)
 
     def _conclude(self, found: Verdict, stored_unix_ms: float) -> None:
         self.finished_unix_ms = self._when(stored_unix_ms)
@@ -320,15 +279,11 @@ class Live:
         stages = self._clock.ended(stored_unix_ms, told)
         if not self._is_own and stages is not None:  # two clocks met in the total
             total_ms = max(total_ms, self.job.edge_ms + stages.sum_ms)
-        reason, thoughts = found.reason, 0
-        if self._parser is not None:
-            called = self._finish_parsing(self._parser, found.total)
-            reason = "tool_calls" if called and reason == "stop" else reason
-            thoughts = min(self._parser.reasoning_tokens, found.total)
+        called = self._released.finish_parsing(found.total)
         self.end = Ended(
             outcome=found.outcome,
             total=found.total,
-            reason=reason,
+            reason="tool_calls" if called and found.reason == "stop" else found.reason,
             code=found.code,
             message=found.message,
             usage=found.usage,
@@ -336,7 +291,7 @@ class Live:
             ttft_ms=max(0.0, first - received) if first is not None else None,
             total_ms=total_ms,
             parts=whole(total_ms, self.job.edge_ms, stages, held=self.job.held),
-            reasoning_tokens=thoughts,
+            reasoning_tokens=min(self._released.reasoning_tokens, found.total),
         )
         self._owner.live_ended(self)
         if not self._readers:
@@ -384,20 +339,12 @@ class Live:
     def text_since(self, position: int) -> Text | Parsed | None:
         """Text, or pieces, released by the tokens behind ``position``, merged; ends with the last one
         that released any, so that its cursor does not depend on the merging."""
-        end = self._solid
+        end = self._released.solid
         if self.end is not None and self.wants_logprobs:
             end = max(end, self.end.total)  # tokens without text have log probabilities, too
         if end <= position:
             return None
-        if self._parser is not None:
-            brought = self._parsed[position:end]
-            entries = tuple((at, pieces) for at, pieces in enumerate(brought, position + 1) if pieces)
-            if not self.wants_logprobs:
-                return Parsed(entries, position, end)
-            ids, logprobs = tuple(self._log.ids[position:end]), tuple(self._log.logprobs[position:end])
-            return Parsed(entries, position, end, ids, logprobs)
-        text = "".join(self._pieces[position:end])
         if not self.wants_logprobs:
-            return Text(text, position, end)
+            return self._released.between(position, end)
         ids, logprobs = tuple(self._log.ids[position:end]), tuple(self._log.logprobs[position:end])
-        return Text(text, position, end, ids, logprobs)
+        return self._released.between(position, end, ids, logprobs)

@@ -21,7 +21,8 @@ def command(invocation: Invocation, processes: int | None) -> None:
     """Run one gateway until SIGTERM, which lets running responses finish first. Of several processes, one
     that dies is started again.
 
-    Its settings are [gateway], [nats], [redis], [security] and [logging]; `headrace config check` shows them.
+    Its settings are [gateway], [auth], [limits], [routing], [cache], [nats], [redis], [security],
+    [logging] and [tracing]; `headrace config check` shows them.
     """
     config = invocation.config()
     if processes is not None:

@@ -15,8 +15,8 @@ def command(invocation: Invocation) -> None:
     """Run one worker until SIGTERM, which lets running responses finish first. A worker that dies or
     hangs is started again.
 
-    Its settings are [worker], [vllm] or [sim], [nats], [security] and [logging]; `headrace config check`
-    shows them.
+    Its settings are [worker], [vllm] or [sim], [nats], [security], [logging] and [tracing];
+    `headrace config check` shows them.
     """
     config = invocation.config()
     from workers.guardian import run

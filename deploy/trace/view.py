@@ -157,26 +157,27 @@ def _bar(before: float, spent: float, total: float, style: str) -> Text:
 
 
 def _attempts(attempts: Sequence[Attempt]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("attempt", "worker", "fence", "delivery", "started"):
-        table.add_column(name)
-    for name in ("to first token", "tokens", "silence before"):
-        table.add_column(name, justify="right")
-    table.add_column("ended")
+    """80 columns wide: dates and fences stand at the seams. TTFT: from its start to its first new token."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("")
+    table.add_column("worker", overflow="fold")
+    table.add_column("started", no_wrap=True)
+    for name in ("delivery", "TTFT", "tokens", "silence"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("ended", no_wrap=True)
     for attempt in attempts[:SHOWN_ATTEMPTS]:
         table.add_row(
             str(attempt.number),
             attempt.worker,
-            str(attempt.fence),
+            _clock(attempt.started_unix_ms).partition(" ")[2],
             str(attempt.delivery),
-            _clock(attempt.started_unix_ms),
             _ms(attempt.first_token_ms),
             str(attempt.tokens),
             _ms(attempt.silence_ms),
             Text(attempt.ended or "writes", style="red" if attempt.ended in ("replaced", "failed") else ""),
         )
     if len(attempts) > SHOWN_ATTEMPTS:
-        table.add_row(f"… {len(attempts) - SHOWN_ATTEMPTS} more")
+        table.add_row("…", f"{len(attempts) - SHOWN_ATTEMPTS} more")
     return table
 
 

@@ -38,7 +38,7 @@ EDGE = Dashboard(
         ),
         Panel(
             "Refused by limits",
-            "requests, tokens, concurrent: of a tenant; queue, deadline: too much waits.",
+            "requests, tokens, concurrent: of a tenant; queue, deadline: too much waits; storage: full.",
             "reqps",
             (rates("headrace_gateway_admission_refusals_total", "limit", where=""),),
             stacked=True,

@@ -35,12 +35,12 @@ LATENCY = Dashboard(
                 width=8,
             )
             for stage, tells in (
-                ("edge", "Parsing, templates, encoding, admission: the gateway, until the job is stored."),
-                ("queue", "Stored to pulled: workers are busy, or too few."),
-                ("prefill", "Pulled to first token, the engine's own queue included."),
-                ("decode", "First token to last."),
+                ("edge", "Parsing, templates, encoding, admission: the gateway, until the job is sent."),
+                ("queue", "Stored to taken up by an engine: workers are busy, or too few."),
+                ("prefill", "Taken up to first token stored."),
+                ("decode", "First token to the end."),
                 ("reconnect", "A worker was lost, and another had not gone on yet."),
-                ("transport", "What is left: broker, detokenizing, waiting for the event loop."),
+                ("transport", "What is left: the job on its way to the store, the end on its way back."),
             )
         ),
         Panel(

@@ -81,7 +81,7 @@ def main() -> int:
 async def _run(args: argparse.Namespace) -> list[Measured]:
     """One service at a time: they share the machine with nobody but their client."""
     chosen = PACED if args.comparison == "paced" else REAL
-    pace = Pace(args.inter_token_ms, max(args.concurrency))
+    pace = Pace(args.inter_token_ms)
     measured = []
     for _ in range(args.repeats):
         for name, start in chosen.items():
@@ -173,13 +173,19 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--only", nargs="+", help="of the services, by name")
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--seconds", type=int, default=15, help="of measurement, behind the warm-up")
-    parser.add_argument("--warmup", type=int, default=5)
+    parser.add_argument("--seconds", type=int, help="of measurement, behind the warm-up; else 6, real: 60")
+    parser.add_argument("--warmup", type=int, help="seconds; else 2, real: 20")
     parser.add_argument("--prompt-tokens", type=int, default=64)
-    parser.add_argument("--output-tokens", type=int, default=100)
+    parser.add_argument("--output-tokens", type=int, help="else 100, real: 32")
     parser.add_argument("--inter-token-ms", type=float, default=10.0, help="of the paced engines")
     parser.add_argument("--json", type=Path)
-    return parser.parse_args()
+    args = parser.parse_args()
+    # 64 streams of the real engine share some 90 tokens a second.
+    usual = (60, 20, 32) if args.comparison == "real" else (6, 2, 100)
+    for name, value in zip(("seconds", "warmup", "output_tokens"), usual, strict=True):
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    return args
 
 
 if __name__ == "__main__":

@@ -67,10 +67,10 @@ Start = Callable[[Path, "Pace"], AbstractAsyncContextManager[Service]]
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Of the engines that only keep time."""
+    """Of the engines that only keep time. As many slots as Dynamo's mocker has by itself."""
 
     inter_token_ms: float
-    slots: int
+    slots: int = 256
 
 
 # -- Headrace ---------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def dynamo(*, nodelay: bool) -> Start:
         ratio = 0.00057 * 10 / pace.inter_token_ms
         mocker = [str(python), "-m", "dynamo.mocker", "--model-path", str(model.path), "--model-name", name]
         mocker += [*shared, "--speedup-ratio", "1000", "--decode-speedup-ratio", f"{ratio:g}"]
-        mocker += ["--block-size", "64"]
+        mocker += ["--block-size", "64", "--max-num-seqs", str(pace.slots)]
         front = [str(python), "-m", "dynamo.frontend", "--http-port", str(port), *shared]
         front += ["--migration-limit", "3"]
         preload = {"LD_PRELOAD": str(_nodelay(folder))} if nodelay else {}

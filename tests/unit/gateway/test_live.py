@@ -10,15 +10,26 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from broker.stages import Parts
+from broker.stages import PARTS, Parts
 from gateway.cursor import cursor
+from gateway.feed import Feed
 from gateway.generation import Ended, Started, Text, Update
 from gateway.live import Live, LiveReader
 from gateway.text import Detokenizer, complete
 from schemas import reply
 from schemas.ids import Fence, GatewayId, ModelToken, ResponseId, SessionToken, TenantId, WorkerId
 from schemas.job import Job, Presentation
-from schemas.reply import Closed, Failed, Finished, ReplyMessage, Timings, TokenLogprobs, Tokens, Usage
+from schemas.reply import (
+    Closed,
+    Failed,
+    Finished,
+    Joined,
+    ReplyMessage,
+    Timings,
+    TokenLogprobs,
+    Tokens,
+    Usage,
+)
 from schemas.sampling import Sampling
 from tests.unit.gateway.tokenizers_built import byte_level
 
@@ -229,6 +240,45 @@ async def test_the_parts_of_the_time_are_those_of_the_store_and_add_up() -> None
         edge_ms=5, queue_ms=14, prefill_ms=30, decode_ms=40, reconnect_ms=40, transport_ms=1
     )
     assert live.end.total_ms == 130
+
+
+@pytest.mark.parametrize("ahead_ms", [0.0, 3_600_000.0, -3_600_000.0])
+@pytest.mark.parametrize(
+    ("joined_at", "parts"),
+    [
+        (8.0, Parts(edge_ms=3, queue_ms=12, prefill_ms=30, decode_ms=82, transport_ms=3)),  # before a worker
+        (60.0, Parts(edge_ms=3, decode_ms=72, transport_ms=3)),  # after the first tokens
+    ],
+)
+async def test_the_parts_of_one_that_joined_add_up_however_the_stores_clock_goes(
+    ahead_ms: float, joined_at: float, parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leader, _ = make()
+    ids = ids_of("abc END and more")
+    received = AT - ahead_ms + joined_at - 5  # by the gateway's clock
+    shape = msgspec.structs.replace(leader.job, created_unix_ms=int(received), received_unix_ms=received)
+    live = Live(msgspec.structs.replace(shape, edge_ms=3.0, held=True), BYTES, Owner(), is_own=True)
+    over: list[bool] = []
+    feed = Feed(leader, live, on_over=lambda: over.append(True))
+    log: dict[float, tuple[int, ReplyMessage]] = {
+        20.0: (1, STARTED),
+        50.0: (2, tokens(0, ids[:1])),
+        100.0: (3, tokens(1, ids[1:])),
+        130.0: (4, finished(ids)),
+    }
+    for at in sorted([*log, joined_at]):
+        monkeypatch.setattr("gateway.live.now_ms", lambda at=at: AT - ahead_ms + at + 1)
+        if at == joined_at:
+            live.feed(50, Joined(leader=leader.response_id), AT + at)
+            feed.open()
+        else:
+            leader.feed(*log[at], AT + at)
+    assert over == [True]
+    monkeypatch.setattr("gateway.live.now_ms", lambda: AT - ahead_ms + 133)
+    live.feed(200, Closed(reason="completed", ids=tuple(ids), finish="stop"), AT + 132)
+    assert live.end is not None
+    assert live.end.parts == parts
+    assert live.end.total_ms == pytest.approx(sum(parts.of(part) for part in PARTS))
 
 
 async def test_timings_are_the_workers_or_none() -> None:
