@@ -123,6 +123,7 @@ def set_up_logging(name: str, config: Logging) -> None:
     root.setLevel(config.level.upper())
     # what no line shows need not be found out for each
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # where it was called (Python's logging HOWTO)
     for noisy in ("asyncio", "httpx", "uvicorn.error"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
 

@@ -325,7 +325,7 @@ class TenantLimits:
                 some = claims[start : start + CHUNK]
                 told = _encoder.encode([claim.response for claim in some])
                 whose = (some[0].tenant, some[0].model)
-                pipe.eval(_RENEW, 1, *_KEYS, str(int(self._lease_s * 1000)), *whose, told)  # type: ignore[arg-type]
+                pipe.eval(_RENEW, 1, *_KEYS, str(int(self._lease_s * 1000)), *whose, told)
         try:
             await pipe.execute()
             self.health.answered()
