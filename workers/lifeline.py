@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import select
 import time
 from typing import Final
 
@@ -23,7 +24,8 @@ from schemas.ids import WorkerId
 log = logging.getLogger(__name__)
 
 BEAT_S: Final = 0.5
-AT_ONCE: Final = 16  # lines of some 130 bytes, 255 at most: within PIPE_BUF (pipe(7))
+_ANEW: Final = "anew\n"
+AT_ONCE_BYTES: Final = select.PIPE_BUF - len(_ANEW)  # some 30 lines
 
 
 class Lifeline:
@@ -54,13 +56,19 @@ class Lifeline:
             await asyncio.sleep(BEAT_S)
 
     def _tell(self, *lines: str) -> None:
-        for start in range(0, len(lines), AT_ONCE):
-            self._write("\n".join(lines[start : start + AT_ONCE]))
+        text = ""
+        for line in lines:
+            if len(text) + len(line) >= AT_ONCE_BYTES:
+                self._write(text)
+                text = ""
+            text += f"{line}\n"
+        if text:
+            self._write(text)
 
     def _write(self, text: str) -> None:
         if self._fd is None:
             return
-        text = f"anew\n{text}\n" if self._dropped else f"{text}\n"
+        text = f"{_ANEW}{text}" if self._dropped else text
         try:
             os.write(self._fd, text.encode())  # at most PIPE_BUF: all of it or nothing
         except OSError as error:  # full; or the guardian is gone, and the kernel is about to end us
