@@ -19,7 +19,7 @@ from broker.connection import Broker, NoAnswer
 from broker.history import read_stored
 from broker.jetstream import ApiError, stamp_unix_ms
 from broker.replylog import decode_reply
-from schemas.ids import ResponseId
+from schemas.ids import GatewayId, ResponseId, SessionToken
 from schemas.reply import Closed, Failed, Finished, ReplyMessage, Tokens
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,9 @@ class LogFollower:
     def __init__(
         self,
         broker: Broker,
+        gateway: GatewayId,
         response: ResponseId,
+        session: SessionToken,
         reading: asyncio.Semaphore,
         *,
         on_message: Callable[[int, ReplyMessage, float], None],
@@ -46,6 +48,7 @@ class LogFollower:
         self.caught_up = asyncio.Event()
         self._broker = broker
         self._response = response
+        self._names = subjects.reply_log(gateway, response, session)
         self._turn = reading
         self._on_message = on_message
         self._last_seq = 0
@@ -92,12 +95,10 @@ class LogFollower:
     async def _catch_up(self) -> None:
         """Read what is stored behind the last message given, then give what was heard meanwhile."""
         self._behind, self._reading = False, True
-        filter_ = subjects.replies_of_response(self._response)
+        first_seq = self._last_seq + 1
         try:
             await self._broker.wait_connected()
-            async for item in read_stored(
-                self._broker, subjects.REPLIES, filter_, first_seq=self._last_seq + 1
-            ):
+            for item in await read_stored(self._broker, subjects.REPLIES, self._names, first_seq=first_seq):
                 message = decode_reply(item.subject, item.data, item.seq)
                 self._give(item.subject, item.seq, message, item.stored_unix_ms)
         except (NoAnswer, ApiError) as error:

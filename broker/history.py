@@ -1,15 +1,18 @@
-"""Reads what is stored under a subject filter: a little by direct get, much by a passing consumer.
+"""Reads what is stored under some subjects: a little by direct get, much by a passing consumer.
 
 A direct get answers a short log in 0.3 ms, and each of its messages carries six headers, which cost 5 us; a
-consumer costs 1 to 2 ms to make and to delete. Must not know what the messages are.
+consumer costs 1 to 2 ms to make and to delete. Subjects are read by their names, one by one: behind the last
+match of a wildcard nats-server looks at each message that the stream holds, which are 30 ms of a million.
+Must not know what the messages are.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import logging
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import Iterable, Sequence
 
 import msgspec
 import nats.errors
@@ -26,6 +29,8 @@ BATCH = 500
 EXPIRES_S = 5.0
 SILENCE_S = EXPIRES_S + 1.0
 INACTIVE_S = 10  # the server forgets the consumer of a reader that died
+AGAIN_S = 0.02
+LAG_LIMIT_S = 2.0  # for a replica to catch up with another one
 
 
 class ReaderConsumer(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,16 +74,60 @@ async def delete_reader(broker: Broker, stream: str, name: str) -> None:
 
 
 async def read_stored(
-    broker: Broker, stream: str, subject_filter: str, *, first_seq: int = 1
-) -> AsyncIterator[StoredMessage]:
-    """What is stored from ``first_seq`` on, in stream order. Headers may be missing. Raises ``NoAnswer``
-    where the reading broke off."""
-    found, more = await jetstream.next_messages(broker, stream, subject_filter, first_seq, SHORT)
-    for message in found:
-        yield message
-    if more:
-        for message in await _read_by_consumer(broker, stream, subject_filter, found[-1].seq + 1):
-            yield message
+    broker: Broker, stream: str, names: Sequence[str], *, first_seq: int = 1
+) -> list[StoredMessage]:
+    """What is stored from ``first_seq`` on under these subjects (no wildcards), in stream order and without
+    a gap, up to a moment between call and answer. Headers may be missing. Raises ``NoAnswer`` where the
+    reading broke off."""
+    give_up_s = asyncio.get_running_loop().time() + LAG_LIMIT_S
+    while (found := await _read_by_names(broker, stream, names, first_seq)) is None:
+        if asyncio.get_running_loop().time() > give_up_s:
+            raise NoAnswer("timeout", names[0])
+        await asyncio.sleep(AGAIN_S)
+    return found
+
+
+async def _read_by_names(
+    broker: Broker, stream: str, names: Sequence[str], first_seq: int
+) -> list[StoredMessage] | None:
+    """None: as ``in_stream_order``. All is asked for at once, for the sake of far brokers; a server answers
+    one connection's requests in their order, so the pages reach the last messages."""
+    last, pages = await asyncio.gather(
+        jetstream.last_messages(broker, stream, names, first_seq=first_seq),
+        _first_pages(broker, stream, names, first_seq),
+    )
+    newest = {message.subject: message.seq for message in last}
+    read = []
+    for name, (found, more) in zip(names, pages, strict=True):
+        if name not in newest:
+            continue
+        if more and found[-1].seq < newest[name]:
+            next_seq = found[-1].seq + 1
+            found += await _read_by_consumer(broker, stream, name, next_seq, until=newest[name])
+        read.append((newest[name], found))
+    return in_stream_order(read)
+
+
+async def _first_pages(
+    broker: Broker, stream: str, names: Sequence[str], first_seq: int
+) -> list[tuple[list[StoredMessage], bool]]:
+    return await asyncio.gather(
+        *(jetstream.next_messages(broker, stream, name, first_seq, SHORT) for name in names)
+    )
+
+
+def in_stream_order(read: Iterable[tuple[int, Sequence[StoredMessage]]]) -> list[StoredMessage] | None:
+    """Of some subjects, the sequence of its last message, all at one moment, and what its own reading found.
+    What was stored at that moment; None where a reading does not come so far, because a replica answered it
+    that lags behind, or the message was dropped: what another subject has behind that point may not be
+    shown without it."""
+    parts = []
+    for last_seq, found in read:
+        part = [message for message in found if message.seq <= last_seq]
+        if not part or part[-1].seq != last_seq:
+            return None
+        parts.append(part)
+    return list(heapq.merge(*parts, key=lambda message: message.seq))
 
 
 async def read_since(
@@ -99,8 +148,15 @@ async def read_headers(
 
 
 async def _read_by_consumer(
-    broker: Broker, stream: str, subject_filter: str, first_seq: int, *, headers_only: bool = False
+    broker: Broker,
+    stream: str,
+    subject_filter: str,
+    first_seq: int,
+    *,
+    until: int | None = None,
+    headers_only: bool = False,
 ) -> list[StoredMessage]:
+    """``until``: what comes behind this sequence need not be read."""
     read: list[StoredMessage] = []
     done = asyncio.Event()
     news = asyncio.Event()
@@ -119,7 +175,7 @@ async def _read_by_consumer(
         )
         if delivery.consumer_seq != len(read):
             raise NoAnswer("disconnected", subject_filter)  # a delivery is missing
-        if delivery.pending == 0:
+        if delivery.pending == 0 or delivery.stream_seq == until:
             done.set()
         if done.is_set() or loop.outstanding == 0:
             news.set()

@@ -167,10 +167,13 @@ async def last_message(broker: Broker, stream: str, subject: str) -> StoredMessa
     return _stored(msg)
 
 
-async def last_messages(broker: Broker, stream: str, filters: Sequence[str]) -> list[StoredMessage]:
-    """The last message of every subject that matches, 1,024 at most (the server's limit)."""
-    payload = msgspec.json.encode({"multi_last": list(filters), "batch": 1024})
-    found, _ = await _batch(broker, stream, payload)
+async def last_messages(
+    broker: Broker, stream: str, filters: Sequence[str], *, first_seq: int = 1
+) -> list[StoredMessage]:
+    """The last message of every subject that matches, 1,024 at most (the server's limit), but for those
+    before ``first_seq``; all as of one moment."""
+    query = {"multi_last": list(filters), "batch": 1024, "seq": first_seq}
+    found, _ = await _batch(broker, stream, msgspec.json.encode(query), dropped="Message Not Found")
     return found
 
 
@@ -214,11 +217,17 @@ async def purge(broker: Broker, stream: str, subject_filter: str, *, before_seq:
     return (await call(broker, f"STREAM.PURGE.{stream}", msgspec.json.encode(query), _Purged)).purged
 
 
-async def _batch(broker: Broker, stream: str, payload: bytes) -> tuple[list[StoredMessage], bool]:
+async def _batch(
+    broker: Broker, stream: str, payload: bytes, *, dropped: str | None = None
+) -> tuple[list[StoredMessage], bool]:
+    """``dropped``: how the server describes a message that went while it answered; any other 404 says that
+    nothing matches."""
     answers = await broker.request_many(f"{API}.DIRECT.GET.{stream}", payload, is_last=_ends_batch)
     end = answers.pop()
     status = _status(end)
     if status == "404":
+        if _description(end) == dropped:
+            raise ApiError(503, 0, _description(end))
         return [], False
     if status != "204":
         raise ApiError(int(status or 500), 0, _description(end))

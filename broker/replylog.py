@@ -82,9 +82,7 @@ class ReplyLog:
     ) -> None:
         self._broker = broker
         self._response = response
-        prefix = subjects.reply(gateway, response, session)
-        self.tokens_subject = f"{prefix}.t"
-        self.fences_subject = f"{prefix}.f"
+        self.tokens_subject, self.fences_subject = subjects.reply_log(gateway, response, session)
 
     async def claim(
         self,
@@ -295,13 +293,9 @@ class ReplyLog:
         """Feed what is stored behind ``reader.last_seq`` and before ``until``. Returns the sequence of the
         last message that this call has seen."""
         last_seq = 0
-        stored = read_stored(
-            self._broker,
-            subjects.REPLIES,
-            subjects.replies_of_response(self._response),
-            first_seq=reader.last_seq + 1,
-        )
-        async for item in stored:
+        names = (self.tokens_subject, self.fences_subject)
+        first_seq = reader.last_seq + 1
+        for item in await read_stored(self._broker, subjects.REPLIES, names, first_seq=first_seq):
             last_seq = item.seq
             if until is not None and item.seq >= until:
                 break

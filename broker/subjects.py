@@ -90,6 +90,12 @@ def reply(gateway: GatewayId, response: ResponseId, session: SessionToken) -> st
     return f"hr.reply.{gateway}.{response}.{session}"
 
 
+def reply_log(gateway: GatewayId, response: ResponseId, session: SessionToken) -> tuple[str, str]:
+    """R.t and R.f: all that a response's log stands under."""
+    prefix = reply(gateway, response, session)
+    return f"{prefix}.t", f"{prefix}.f"
+
+
 def reply_of_job(headers: Mapping[str, str], response: ResponseId) -> str:
     """R of a stored job by its headers alone; with wildcards for what they do not tell."""
     gateway, session = headers.get("Hr-Gateway", "*"), headers.get("Hr-Session", "*")

@@ -394,9 +394,9 @@ class Pipeline:
         self._records.ended(entry)
         if accepted is not None:
             accepted.ticket.settle(live)
-            self.conversations.will_close(live.response_id)
-            closing = self.conversations.close(accepted.opened, live.job, live.log, accepted.tokenizer)
-            self._background.spawn(closing, f"remember {live.response_id}")
+            if self.conversations.will_close(accepted.opened, live.job):
+                closing = self.conversations.close(accepted.opened, live.job, live.log, accepted.tokenizer)
+                self._background.spawn(closing, f"remember {live.response_id}")
 
 
 def _is_known_not_stored(error: BaseException) -> bool:

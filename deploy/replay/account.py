@@ -47,7 +47,8 @@ async def read_account(
     log = LogReader()
     started_at: float | None = None
     marks: list[tuple[int, float]] = []  # so many tokens were stored, and when
-    async for item in read_stored(broker, subjects.REPLIES, subjects.replies_of_response(job.response)):
+    names = subjects.reply_log(job.gateway, job.response, job.session)
+    for item in await read_stored(broker, subjects.REPLIES, names):
         message = decode_stored(item)
         if message is None:
             continue

@@ -145,8 +145,9 @@ async def _with_outcome(broker: Broker, found: Found) -> Found:
     outcome: Outcome | None = "dead"
     if found.letter is None:
         log = LogReader()
-        filter_ = subjects.replies_of_response(found.response)
-        async for item in read_stored(broker, subjects.REPLIES, filter_):
+        job = found.job
+        names = subjects.reply_log(job.gateway, job.response, job.session)
+        for item in await read_stored(broker, subjects.REPLIES, names):
             if (message := decode_stored(item)) is not None:
                 log.feed(item.seq, message)
         outcome = outcome_of(found.job, log, unix_ms())

@@ -76,7 +76,8 @@ async def _stored(broker: Broker, stream: str, subject_filter: str) -> list[Stor
     """Nothing where the stream is not there: nothing was ever accepted."""
     try:
         if stream == subjects.REPLIES:
-            return [item async for item in read_stored(broker, stream, subject_filter)]
+            names = [last.subject for last in await jetstream.last_messages(broker, stream, [subject_filter])]
+            return await read_stored(broker, stream, names) if names else []
         return [item async for item in jetstream.messages(broker, stream, subject_filter)]
     except NoAnswer as error:
         if error.why == "no_responders":

@@ -46,6 +46,7 @@ CHUNK = 2000  # messages published before one of them is waited for
 PROBES = 200
 RESUMED = 40
 RESTART_LIMIT_S = 60.0
+SESSION = SessionToken("s" * 22)
 
 
 def main() -> int:
@@ -122,7 +123,7 @@ class _Bench:
         for _ in range(count):
             response = new_response_id()
             self._logs.append(response)
-            subject = subjects.reply(self._owner, response, SessionToken("s" * 22))
+            subject = subjects.reply(self._owner, response, SESSION)
             fence = Fence(1_000_000 + sent)
             await publish(f"{subject}.f", started)
             for offset in range(0, TOKENS, each):
@@ -151,8 +152,8 @@ class _Bench:
         newest = self._logs[-len(self._logs) // 4 :]
 
         async def read(response: ResponseId) -> None:
-            of_log = subjects.replies_of_response(response)
-            found = [item async for item in read_stored(self._broker, subjects.REPLIES, of_log)]
+            names = subjects.reply_log(self._owner, response, SESSION)
+            found = await read_stored(self._broker, subjects.REPLIES, names)
             assert len(found) == 2 + self._messages, response
 
         async def state(_: ResponseId) -> None:

@@ -44,7 +44,7 @@ class Seen:
 @contextlib.asynccontextmanager
 async def following(broker: Broker, response: ResponseId) -> AsyncIterator[Seen]:
     seen = Seen()
-    follower = LogFollower(broker, response, asyncio.Semaphore(4), on_message=seen.take)
+    follower = LogFollower(broker, GATEWAY, response, SESSION, asyncio.Semaphore(4), on_message=seen.take)
     task = asyncio.create_task(follower.run())
     try:
         async with asyncio.timeout(20):
@@ -130,7 +130,7 @@ async def test_a_log_that_grows_faster_than_it_is_read(broker: Broker) -> None:
     for offset in range(3 * MAX_WAITING):
         await reply_log.send_tokens(make_tokens(claim.fence, offset, offset))
     seen = Seen()
-    follower = LogFollower(broker, response, asyncio.Semaphore(4), on_message=seen.take)
+    follower = LogFollower(broker, GATEWAY, response, SESSION, asyncio.Semaphore(4), on_message=seen.take)
     task = asyncio.create_task(follower.run())
     for offset in range(3 * MAX_WAITING, 6 * MAX_WAITING):
         await reply_log.send_tokens(make_tokens(claim.fence, offset, offset))
