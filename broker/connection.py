@@ -68,6 +68,10 @@ class _Waiter:
     done: asyncio.Future[list[Msg]]
     answers: list[Msg] = field(default_factory=list)
 
+    def fail(self, why: Why, subject: str) -> None:
+        if not self.done.done():
+            self.done.set_exception(NoAnswer(why, subject))
+
 
 class _Client(Client):
     """Reads what any publisher may send, so that nothing of it ends the read loop."""
@@ -252,7 +256,8 @@ class Broker:
     ) -> list[Msg]:
         if not self.connected:
             raise NoAnswer("disconnected", subject)
-        size = len(payload) + headers_size(headers)
+        lines = header_lines(headers)
+        size = len(payload) + len(lines)
         if size > self.nc.max_payload:
             raise HeadraceError(
                 "payload_too_large",
@@ -260,17 +265,18 @@ class Broker:
                 "raise its max_payload.",
             )
         inbox = f"{self._inbox}.{next(self._request_ids)}"
-        waiter = _Waiter(is_last, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        waiter = _Waiter(is_last, loop.create_future())
         self._waiting[inbox] = waiter
+        timer = loop.call_later(timeout_s, waiter.fail, "timeout", subject)  # a tenth of an asyncio.timeout
         try:
-            async with asyncio.timeout(timeout_s):
-                await self.nc.publish(subject, payload, reply=inbox, headers=headers)
-                return await waiter.done
-        except TimeoutError:
-            raise NoAnswer("timeout", subject) from None
+            await self.nc.publish_commands(_command(subject, inbox, lines, payload), 1)
+            return await waiter.done
         except nats.errors.Error:
             raise NoAnswer("disconnected", subject) from None
         finally:
+            timer.cancel()
+            waiter.done.cancel()
             del self._waiting[inbox]
 
     def expect(self, on_answer: Callable[[Msg], None]) -> str:
@@ -323,8 +329,7 @@ class Broker:
     def _fail_waiting(self) -> None:
         self._expecting.clear()
         for inbox, waiter in self._waiting.items():
-            if not waiter.done.done():
-                waiter.done.set_exception(NoAnswer("disconnected", inbox))
+            waiter.fail("disconnected", inbox)
 
     async def _error(self, error: Exception) -> None:
         text = str(error) or type(error).__name__
@@ -371,12 +376,27 @@ def _id_of(subscription: Subscription) -> bytes:
     return b"%d" % subscription._id
 
 
-def headers_size(headers: Headers | None) -> int:
-    """Bytes on the wire; the server's max_payload counts them."""
-    if headers is None:
-        return 0
-    lines = sum(len(name.encode()) + len(value.encode()) + 4 for name, value in headers.items())
-    return len(b"NATS/1.0\r\n\r\n") + lines
+def header_lines(headers: Headers | None) -> bytes:
+    """As they stand on the wire, where the server's max_payload counts them. A line break becomes a space. A
+    tenth of what nats-py takes for ten of them."""
+    if not headers:
+        return b""
+    lines = [f"{name}: {_on_one_line(value)}\r\n" for name, value in headers.items()]
+    return f"NATS/1.0\r\n{''.join(lines)}\r\n".encode()
+
+
+def _on_one_line(value: str) -> str:
+    return value.replace("\r", " ").replace("\n", " ")
+
+
+def _command(subject: str, reply: str, headers: bytes, payload: bytes) -> bytes:
+    """Raises ``BadSubjectError``."""
+    if len(subject.split()) != 1:
+        raise nats.errors.BadSubjectError
+    to, size = f"{subject} {reply}".encode(), len(headers) + len(payload)
+    if headers:
+        return b"HPUB %b %d %d\r\n%b%b\r\n" % (to, len(headers), size, headers, payload)
+    return b"PUB %b %d\r\n%b\r\n" % (to, size, payload)
 
 
 def unix_ms() -> int:

@@ -17,7 +17,7 @@ import nats.errors
 
 from broker import jetstream, subjects, topology
 from broker.allocation import allocate
-from broker.connection import Broker, Headers, NoAnswer, headers_size
+from broker.connection import Broker, Headers, NoAnswer, header_lines
 from broker.pull import Delivery, Loss, PullLoop
 from schemas import codec
 from schemas.errors import HeadraceError
@@ -141,7 +141,7 @@ async def bury(broker: Broker, model: ModelToken, letter: DeadLetter) -> None:
         "Hr-Code": letter.code,
     }
     subject = subjects.dead(model, letter.response)
-    room = broker.nc.max_payload - max(jetstream.HEADERS_ALLOWANCE, headers_size(headers))
+    room = broker.nc.max_payload - max(jetstream.HEADERS_ALLOWANCE, len(header_lines(headers)))
     data = codec.encode(_cut_to(letter, room))
     await jetstream.publish_until_stored(broker, subject, data, headers, timeout_s=30)
 

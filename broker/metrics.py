@@ -142,12 +142,16 @@ STREAM_FILL = Gauge(
     "Of the bytes or messages that a stream may hold, whichever is nearer its limit, 0 to 1",
     ["stream"],
 )
-STREAM_REACH = Gauge(
-    "headrace_gateway_stream_reach_seconds",
-    "Age of a stream's oldest message; a full one that reaches back less than two deadlines refuses requests",
+STREAM_NEEDED = Gauge(
+    "headrace_gateway_stream_needed_seconds",
+    "So far a stream must reach back; one that does not, and is 80 % full, refuses requests",
     ["stream"],
 )
-WORKERS_ALIVE = Gauge("headrace_workers_alive", "Workers seen in the last three intervals", ["model"])
+WORKERS_ALIVE = Gauge(
+    "headrace_workers_alive",
+    "Workers seen in the last three intervals; of a model without any until it is taken for retired",
+    ["model"],
+)
 SLOTS = Gauge("headrace_worker_slots", "Requests that run at once", ["model"])
 KV_CACHE = Gauge("headrace_worker_kv_cache_usage_ratio", "KV cache in use, 0 to 1", ["model"])
 WATCHER_VERDICTS = Counter(
@@ -160,6 +164,10 @@ REDELIVERED = Counter(
 )
 
 GATEWAY_READY = Gauge("headrace_gateway_ready", "1 while a chat would be answered: what /readyz says")
+CERTIFICATE_EXPIRY = Gauge(
+    "headrace_gateway_certificate_expiry_timestamp_seconds",
+    "When the TLS certificate that is served ends, unix time; 0: none is",
+)
 TCP_CONNECTIONS = Gauge("headrace_gateway_tcp_connections", "Open client connections, idle ones too")
 STREAMS = Gauge(
     "headrace_gateway_streams",
@@ -242,7 +250,9 @@ STREAM_MAX_MESSAGES = Gauge(
     "headrace_stream_max_messages", "Messages at which it drops its oldest; absent: no limit", ["stream"]
 )
 STREAM_OLDEST_AGE_S = Gauge(
-    "headrace_stream_oldest_age_seconds", "Age of the oldest message that a stream holds", ["stream"]
+    "headrace_stream_oldest_age_seconds",
+    "Age of the oldest message that a stream holds: so far it reaches back; 0: it is empty",
+    ["stream"],
 )
 SURVEYED = Gauge(
     "headrace_survey_timestamp_seconds", "When queues and streams were last looked at, unix time"
@@ -267,7 +277,8 @@ BROKER_DROPPED = Counter(
 )
 BROKER_ROUND_TRIP_S = Histogram(
     "headrace_broker_round_trip_seconds",
-    "A question to JetStream and its answer, every few seconds, behind all that waits to be written",
+    "A question to JetStream and its answer, every few seconds, behind all that waits to be written; without "
+    "an answer the 5 s that were waited for it, and so above the highest bucket",
     buckets=_ROUND_TRIP_S,
 )
 BROKER_PENDING_BYTES = Gauge(
@@ -276,7 +287,9 @@ BROKER_PENDING_BYTES = Gauge(
 BROKER_MESSAGES = PlainCounter("headrace_broker_messages", "NATS messages; direction: in, out", ["direction"])
 BROKER_BYTES = PlainCounter("headrace_broker_bytes", "Payload bytes of these", ["direction"])
 REDIS_ROUND_TRIP_S = Histogram(
-    "headrace_redis_round_trip_seconds", "A PING to Redis, every few seconds", buckets=_ROUND_TRIP_S
+    "headrace_redis_round_trip_seconds",
+    "A PING to Redis, every few seconds; without an answer the time that was waited for it",
+    buckets=_ROUND_TRIP_S,
 )
 REDIS_ERRORS = Counter("headrace_redis_errors", "Redis commands that failed or took too long")
 PULL_RESETS = Counter("headrace_broker_pull_resets", "Pulls begun anew, by reason", ["reason"])

@@ -13,9 +13,11 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import cache
 
 import msgspec
 import uvloop
+from prometheus_client import Counter
 
 from broker.connection import BrokerClosed, BrokerUnavailable
 from broker.loop_lag import LoopLag
@@ -26,7 +28,7 @@ from schemas.config import Config, Logging
 
 log = logging.getLogger(__name__)
 
-_PLAIN = re.compile(r"[^\s\"=]+")  # needs no quotes in a line of text
+_is_plain = re.compile(r"[^\s\"=]+").fullmatch  # needs no quotes in a line of text
 
 # What an operator can act on by its message alone.
 KNOWN_ERRORS: tuple[type[Exception], ...] = (
@@ -119,13 +121,21 @@ def set_up_logging(name: str, config: Logging) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(config.level.upper())
+    # what no line shows need not be found out for each
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # where it was called (Python's logging HOWTO)
     for noisy in ("asyncio", "httpx", "uvicorn.error"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
 
 
 def _counted(record: logging.LogRecord) -> bool:
-    LOG_RECORDS.labels(level=record.levelname.lower()).inc()
+    _records(record.levelname).inc()
     return True
+
+
+@cache
+def _records(level: str) -> Counter:
+    return LOG_RECORDS.labels(level=level.lower())
 
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
@@ -150,16 +160,25 @@ class _TextLines(logging.Formatter):
 
     def __init__(self, process: str) -> None:
         super().__init__(f"%(asctime)s %(levelname)-7s {process} %(name)s: %(message)s")
-        self.default_msec_format = "%s.%03d"
+        self._second = 0
+        self._shown = ""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        second = int(record.created)
+        if second != self._second:  # a busy gateway writes hundreds of lines in each
+            self._second, self._shown = second, super().formatTime(record, "%Y-%m-%d %H:%M:%S")
+        return f"{self._shown}.{int(record.msecs):03}"
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        fields = "".join(f" {name}={_quoted(value)}" for name, value in _fields(record).items())
+        fields = "".join([f" {name}={_quoted(value)}" for name, value in _fields(record).items()])
         return super().formatMessage(record) + fields
 
 
-def _quoted(value: object) -> str:
+def _quoted(value: object) -> object:
+    if isinstance(value, int | float):
+        return value
     text = str(value)
-    return text if _PLAIN.fullmatch(text) else msgspec.json.encode(text).decode()
+    return text if _is_plain(text) else msgspec.json.encode(text).decode()
 
 
 class _JsonLines(logging.Formatter):

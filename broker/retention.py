@@ -28,7 +28,11 @@ class Retention:
 
     def is_squeezed(self, need_s: float, full: float) -> bool:
         """By bytes or messages, before anything in it is ``need_s`` old, or as old as it may be."""
-        return self.fill >= full and self.reach_s < min(need_s, AGED * self.max_age_s)
+        return self.fill >= full and self.reach_s < self.needed_s(need_s)
+
+    def needed_s(self, need_s: float) -> float:
+        """So far it must reach back: ``need_s``, or as far as its age limit lets it."""
+        return min(need_s, AGED * self.max_age_s)
 
 
 class _Config(msgspec.Struct, frozen=True):

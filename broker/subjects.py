@@ -44,14 +44,6 @@ def job_filter(model: ModelToken, priority: Priority, lane: Lane) -> str:
     return f"hr.job.{model}.{priority}.{lane}.*"
 
 
-def parse_job_filter(subject: str) -> tuple[ModelToken, str, str]:
-    """Model, priority and lane. Raises ``ValueError`` on any other subject."""
-    tokens = subject.split(".")
-    if len(tokens) != 6 or tokens[:2] != ["hr", "job"] or tokens[5] != "*":
-        raise ValueError(f"not a queue's filter: {subject}")
-    return ModelToken(tokens[2]), tokens[3], tokens[4]
-
-
 def jobs_of_class(priority: Priority | None) -> str:
     """Of all models and lanes, the held ones too; None: of every class."""
     return f"hr.job.*.{priority or '*'}.*.*"

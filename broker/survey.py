@@ -18,7 +18,7 @@ from functools import partial
 import msgspec
 
 from broker import jetstream, metrics, subjects
-from broker.connection import Broker
+from broker.connection import Broker, NoAnswer
 from broker.jetstream import ApiError
 from schemas.errors import HeadraceError
 from schemas.ids import ModelToken
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 GATEWAY_INTERVAL_S = 5.0
 WORKER_INTERVAL_S = 30.0  # there are many, and they only fill in where no gateway lives
-TIMEOUT_S = 2
+TIMEOUT_S = 5  # where the buckets of its round trips end: one without an answer counts above them
 STREAMS = (subjects.JOBS, subjects.REPLIES, subjects.DEAD)
 
 Labels = tuple[str, str, str]  # model, priority, lane
@@ -42,6 +42,7 @@ class _ConsumerConfig(msgspec.Struct, frozen=True):
 
 
 class _Consumer(msgspec.Struct, frozen=True):
+    name: str = ""
     config: _ConsumerConfig = _ConsumerConfig()
     delivered: _Delivered = _Delivered()
     num_pending: int = 0
@@ -59,14 +60,15 @@ class _StreamLimits(msgspec.Struct, frozen=True):
 
 
 class _StreamState(msgspec.Struct, frozen=True):
+    first_ts: datetime
     messages: int = 0
     bytes: int = 0
-    first_ts: str = ""
 
 
 class _Stream(msgspec.Struct, frozen=True):
+    state: _StreamState
+    ts: datetime  # by the server's clock, which stamped the messages
     config: _StreamLimits = _StreamLimits()
-    state: _StreamState = _StreamState()
 
 
 @dataclass(slots=True)
@@ -83,8 +85,13 @@ class Survey:
         self._broker = broker
         self._interval_s = interval_s
         self._name_of = name_of
-        self._shown: set[Labels] = set()
+        self._shown: dict[Labels, _Queue] = {}
         self._show_traffic()
+
+    def has_jobs(self, model: str) -> bool:
+        """By its name: as the last look found, some wait or are with a worker."""
+        queues = (queue for labels, queue in self._shown.items() if labels[0] == model)
+        return any(queue.depth or queue.running for queue in queues)
 
     def _show_traffic(self) -> None:
         nc, stats = self._broker.nc, self._broker.nc.stats
@@ -115,10 +122,13 @@ class Survey:
         found: dict[Labels, _Queue] = {}
         for consumer in await self._consumers():
             try:
-                model, priority, lane = subjects.parse_job_filter(consumer.config.filter_subject)
+                of_queue = subjects.parse_job(consumer.config.filter_subject)
             except ValueError:
                 continue  # an operator's own
-            queue = found.setdefault((self._name_of(model), priority, lane), _Queue())  # of all revisions
+            if consumer.name != of_queue.consumer:
+                continue  # likewise: it reads along with a queue
+            labels = self._name_of(of_queue.model), of_queue.priority, of_queue.lane
+            queue = found.setdefault(labels, _Queue())  # of all revisions
             queue.depth += consumer.num_pending
             queue.running += consumer.num_ack_pending
             queue.oldest_age_s = max(queue.oldest_age_s, await self._oldest_age_s(consumer))
@@ -126,10 +136,10 @@ class Survey:
             metrics.QUEUE_DEPTH.labels(*labels).set(queue.depth)
             metrics.QUEUE_RUNNING.labels(*labels).set(queue.running)
             metrics.QUEUE_OLDEST_AGE_S.labels(*labels).set(queue.oldest_age_s)
-        for labels in self._shown - found.keys():
+        for labels in self._shown.keys() - found.keys():
             for gauge in (metrics.QUEUE_DEPTH, metrics.QUEUE_RUNNING, metrics.QUEUE_OLDEST_AGE_S):
                 gauge.remove(*labels)
-        self._shown = set(found)
+        self._shown = found
 
     async def _consumers(self) -> list[_Consumer]:
         found: list[_Consumer] = []
@@ -156,7 +166,13 @@ class Survey:
 
     async def _look_at_stream(self, name: str) -> None:
         begun_s = time.perf_counter()
-        info = await jetstream.call(self._broker, f"STREAM.INFO.{name}", b"", _Stream, timeout_s=TIMEOUT_S)
+        question = f"STREAM.INFO.{name}"
+        try:
+            info = await jetstream.call(self._broker, question, b"", _Stream, timeout_s=TIMEOUT_S)
+        except NoAnswer as error:
+            if error.why == "timeout":
+                metrics.BROKER_ROUND_TRIP_S.observe(time.perf_counter() - begun_s)
+            raise
         metrics.BROKER_ROUND_TRIP_S.observe(time.perf_counter() - begun_s)
         state, limits = info.state, info.config
         metrics.STREAM_BYTES.labels(name).set(state.bytes)
@@ -165,5 +181,5 @@ class Survey:
             metrics.STREAM_MAX_BYTES.labels(name).set(limits.max_bytes)
         if limits.max_msgs > 0:
             metrics.STREAM_MAX_MESSAGES.labels(name).set(limits.max_msgs)
-        first_s = datetime.fromisoformat(state.first_ts).timestamp() if state.messages else time.time()
-        metrics.STREAM_OLDEST_AGE_S.labels(name).set(max(0.0, time.time() - first_s))
+        age_s = (info.ts - state.first_ts).total_seconds() if state.messages else 0.0
+        metrics.STREAM_OLDEST_AGE_S.labels(name).set(age_s)

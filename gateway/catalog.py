@@ -14,7 +14,6 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from broker import metrics
 from broker.connection import Broker
 from broker.presence import Roster
 from broker.tokenizers import fetch_tokenizer
@@ -87,11 +86,6 @@ class Catalog:
             self._changed.clear()
             models = self.models()
             self._forget_tokenizers()
-            alive: Counter[str] = Counter()  # two revisions of a model have one name
-            for card in self._known.values():
-                alive[card.name] += card.workers
-            for name, workers in alive.items():
-                metrics.WORKERS_ALIVE.labels(model=name).set(workers)
             for card in models:
                 try:
                     await self.tokenizer(card)
@@ -107,6 +101,14 @@ class Catalog:
         """Models with at least one ready worker, by name."""
         self._refresh()
         return self._models
+
+    def workers(self) -> dict[str, int]:
+        """How many are ready, by name of each model that is remembered."""
+        self._refresh()
+        alive: Counter[str] = Counter()  # two revisions of a model have one name
+        for card in self._known.values():
+            alive[card.name] += card.workers
+        return alive
 
     def name_of(self, model: ModelToken) -> str:
         """The token itself where no worker of it was seen."""

@@ -7,6 +7,9 @@ import logging
 import ssl
 from pathlib import Path
 
+from cryptography import x509
+
+from broker import metrics
 from broker.settings import ConfigError
 from schemas.config import Gateway
 
@@ -32,6 +35,7 @@ class Certificate:
             self.context = self._loaded()
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(f"gateway.tls_cert, gateway.tls_key: {cert}, {key}: {error}") from None
+        self._show_end()
 
     async def keep_fresh(self) -> None:
         """Looks at the files, for ever."""
@@ -51,7 +55,18 @@ class Certificate:
             log.error("the renewed certificate cannot be used, and the old one stays: %s", error)
             return
         self._seen = stamps
+        self._show_end()
         log.info("the certificate was renewed")
+
+    def _show_end(self) -> None:
+        """Of the first of its chain that ends: clients refuse it from then on."""
+        try:
+            chain = x509.load_pem_x509_certificates(Path(self._cert).read_bytes())
+        except (OSError, ValueError) as error:
+            log.warning("when the certificate ends cannot be read: %s", error)
+            metrics.CERTIFICATE_EXPIRY.set(0)
+            return
+        metrics.CERTIFICATE_EXPIRY.set(min(link.not_valid_after_utc for link in chain).timestamp())
 
     def _loaded(self) -> ssl.SSLContext:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)  # TLS 1.2 at least

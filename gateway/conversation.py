@@ -119,17 +119,18 @@ class Conversations:
             return Opened(response, tenant, empty, "unavailable")
         return Opened(response, tenant, found or empty, "on", claimed=name, is_new=is_new)
 
-    def will_close(self, response: ResponseId) -> None:
-        """The response has ended and ``close`` comes next: a following turn waits for it."""
-        self._folding[response] = asyncio.Event()
+    def will_close(self, opened: Opened, job: Job) -> bool:
+        """The response has ended. True: ``close`` comes next, and a following turn waits for it; False: there
+        is nothing to remember, nor to give back."""
+        if opened.claimed is None and not _is_stored(job):
+            return False
+        self._folding[job.response] = asyncio.Event()
+        return True
 
     async def close(self, opened: Opened, job: Job, ended: LogReader, tokenizer: ChatTokenizer) -> None:
-        """Remember the turn, where there is anything to remember, and give back the claim. Without Redis
-        the turn is lost."""
-        by_id = job.presentation.store and job.presentation.api == "responses"
+        """Remember the turn, and give back the claim. Without Redis the turn is lost."""
+        by_id = _is_stored(job)
         try:
-            if not by_id and opened.claimed is None:
-                return
             detokenizer = tokenizer.detokenizer_of(job.presentation.shape)
             folded = await asyncio.to_thread(
                 fold, opened.context, job, ended, detokenizer, rounds=self._rounds
@@ -320,6 +321,11 @@ class Conversations:
 
     def _key_of_response(self, tenant: TenantId, response: ResponseId) -> str:
         return f"hr:context:{session_token(self._secret, tenant, response)}"
+
+
+def _is_stored(job: Job) -> bool:
+    """It can be continued by its response's id."""
+    return job.presentation.store and job.presentation.api == "responses"
 
 
 def _name_of(generation: Generation) -> str | None:

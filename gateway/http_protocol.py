@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from gateway.api.errors import http_answer
 from gateway.connection_limits import OpenConnections, SlowReader
-from gateway.outlet import Body, Outlet
+from gateway.held_head import HeldHead
+from gateway.outlet import Body, HasOutlet, Outlet
 from gateway.round_trip import MeasuredHttp
 from gateway.websocket_protocol import BoundedWebSocket
 from schemas.config import Gateway
@@ -34,7 +35,7 @@ def http_protocol(limits: Gateway) -> type[asyncio.Protocol]:
     return Http
 
 
-class BoundedHttp(MeasuredHttp):
+class BoundedHttp(MeasuredHttp, HasOutlet):
     def __init__(self, limits: Gateway, open_connections: OpenConnections, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._limits = limits
@@ -49,6 +50,7 @@ class BoundedHttp(MeasuredHttp):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.transport = cast("asyncio.Transport", HeldHead(transport))
         self._place = self._open.take(self.client[0] if self.client else "")
         if self._place is None:
             transport.abort()
@@ -118,6 +120,7 @@ class BoundedHttp(MeasuredHttp):
 
     def handle_websocket_upgrade(self) -> None:
         self._stop_waiting()
+        self.transport = cast("HeldHead", self.transport).transport
         place, self._place = self._place, None  # goes on to the WebSocket: it is the same connection
         super().handle_websocket_upgrade()
         protocol = self.transport.get_protocol()

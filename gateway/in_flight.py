@@ -10,6 +10,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator
+from functools import lru_cache
+
+from prometheus_client import Counter
 
 from broker import metrics
 from broker.connection import Broker
@@ -283,7 +286,7 @@ class InFlight:
     def live_left(self, live: Live) -> None:
         """Count what was generated for nobody. Of one with clients elsewhere, no gateway can tell."""
         if not live.elsewhere:
-            metrics.TOKENS_UNREAD.labels(model=live.model_name).inc(len(live.log.ids) - live.read_tokens)
+            _unread_tokens(live.model_name).inc(len(live.log.ids) - live.read_tokens)
 
     def _to_tell_of(self) -> Iterator[ResponseId]:
         for response, entry in self._entries.items():
@@ -370,6 +373,11 @@ class InFlight:
                 entry.closing = False
 
         self._background.spawn(close(), f"close {entry.live.response_id}")
+
+
+@lru_cache(maxsize=256)
+def _unread_tokens(model: str) -> Counter:
+    return metrics.TOKENS_UNREAD.labels(model=model)
 
 
 def _unreadable() -> HeadraceError:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
@@ -29,27 +30,34 @@ from schemas.quota import Quota
 
 log = logging.getLogger(__name__)
 
-RENEW_CHUNK = 500  # leases of one command
+CHUNK = 500  # leases of one command
 LAST_WORDS_S = 1.0  # at the end, for giving all leases back
 
-# KEYS of each script: requests' and tokens' fill times, the tenant's leases, those on this model, the model's
-# tenants. Times are milliseconds of the server's clock, the only one that all gateways share.
-_NOW = "local t = redis.call('TIME') local now = t[1] * 1000 + t[2] / 1000 "
-_FILL = """
+# Each script works for several responses in turn, told in one argument of MessagePack: as arguments of their
+# own, redis-py takes 3 us for each. KEYS: what all keys begin with, for they share a slot: requests' and
+# tokens' fill times, the tenant's leases, those on this model, the model's tenants. Times are milliseconds of
+# the server's clock, the only one that all gateways share.
+_COMMON = """
+local t = redis.call('TIME') local now = t[1] * 1000 + t[2] / 1000
+local function keys(tenant, model)
+  local all = KEYS[1]
+  return {all .. ':requests:' .. tenant, all .. ':tokens:' .. tenant, all .. ':leases:' .. tenant,
+    all .. ':leases:' .. tenant .. ':' .. model, all .. ':tenants:' .. model}
+end
 local function fill(key) return math.max(tonumber(redis.call('GET', key) or '0'), now) end
 local function put(key, at)
   if at > now then redis.call('SET', key, string.format('%.3f', at), 'PX', math.ceil(at - now))
   else redis.call('DEL', key) end
 end
 """
-# For several responses in turn, with five KEYS each. ARGV: least share, lease ms; then for each: response,
-# tenant, requests/min, tokens/min, concurrent, tokens asked, slots.
-# Asked again (a request repeated under its idempotency key, a command whose answer was lost) it charges once.
+# ARGV: least share, lease ms, and of each response: itself, tenant, model, requests/min, tokens/min,
+# concurrent, tokens asked, slots. Asked again (a request repeated under its idempotency key, a command whose
+# answer was lost) it charges once.
 _TAKE = (
-    _NOW
-    + _FILL
+    _COMMON
     + """
-local function take(key, id, tenant, rpm, tpm, most, cost, slots)
+local function take(id, tenant, model, rpm, tpm, most, cost, slots)
+  local key = keys(tenant, model)
   for k = 3, 5 do redis.call('ZREMRANGEBYSCORE', key[k], '-inf', now) end
   local req, tok = fill(key[1]), fill(key[2])
   local again = redis.call('ZSCORE', key[4], id)
@@ -83,44 +91,42 @@ local function take(key, id, tenant, rpm, tpm, most, cost, slots)
   return {refused, tostring(wait), over, tostring(req - now), tostring(tok - now), again and 1 or 0}
 end
 local said = {}
-for i = 0, #KEYS / 5 - 1 do
-  local key, arg = {}, {}
-  for k = 1, 5 do key[k] = KEYS[i * 5 + k] end
-  for k = 1, 7 do arg[k] = ARGV[i * 7 + 2 + k] end
-  for k = 3, 7 do arg[k] = tonumber(arg[k]) end
-  said[i + 1] = take(key, unpack(arg, 1, 7))
-end
+for i, asked in ipairs(cmsgpack.unpack(ARGV[3])) do said[i] = take(unpack(asked)) end
 return said
 """
 )
-# ARGV: response, tenant, requests/min, tokens/min, requests and tokens used beyond what was charged. Once:
-# only who holds the lease is corrected.
+# ARGV, of each response: itself, tenant, model, requests/min, tokens/min, requests and tokens used beyond
+# what was charged. Once: only who holds the lease is corrected.
 _GIVE_BACK = (
-    _NOW
-    + _FILL
+    _COMMON
     + """
-redis.call('ZREM', KEYS[3], ARGV[1])
-if redis.call('ZREM', KEYS[4], ARGV[1]) == 1 then
-  local rpm, tpm = tonumber(ARGV[3]), tonumber(ARGV[4])
-  if rpm > 0 then put(KEYS[1], fill(KEYS[1]) + tonumber(ARGV[5]) * 60000 / rpm) end
-  if tpm > 0 then put(KEYS[2], fill(KEYS[2]) + tonumber(ARGV[6]) * 60000 / tpm) end
+local function give_back(id, tenant, model, rpm, tpm, requests, tokens)
+  local key = keys(tenant, model)
+  redis.call('ZREM', key[3], id)
+  if redis.call('ZREM', key[4], id) == 1 then
+    if rpm > 0 then put(key[1], fill(key[1]) + requests * 60000 / rpm) end
+    if tpm > 0 then put(key[2], fill(key[2]) + tokens * 60000 / tpm) end
+  end
+  if redis.call('ZCARD', key[4]) == 0 then redis.call('ZREM', key[5], tenant) end
 end
-if redis.call('ZCARD', KEYS[4]) == 0 then redis.call('ZREM', KEYS[5], ARGV[2]) end
+for _, given in ipairs(cmsgpack.unpack(ARGV[1])) do give_back(unpack(given)) end
 """
 )
-# ARGV: lease ms, tenant, responses …
+# ARGV: lease ms, tenant, model, the responses.
 _RENEW = (
-    _NOW
+    _COMMON
     + """
-local lease = tonumber(ARGV[1])
-for i = 3, #ARGV do
-  redis.call('ZADD', KEYS[3], now + lease, ARGV[i])
-  redis.call('ZADD', KEYS[4], now + lease, ARGV[i])
+local lease, key = tonumber(ARGV[1]), keys(ARGV[2], ARGV[3])
+for _, id in ipairs(cmsgpack.unpack(ARGV[4])) do
+  redis.call('ZADD', key[3], now + lease, id)
+  redis.call('ZADD', key[4], now + lease, id)
 end
-redis.call('ZADD', KEYS[5], now + lease, ARGV[2])
-for k = 3, 5 do redis.call('PEXPIRE', KEYS[k], lease) end
+redis.call('ZADD', key[5], now + lease, ARGV[2])
+for k = 3, 5 do redis.call('PEXPIRE', key[k], lease) end
 """
 )
+_KEYS = ("hr:{limits}",)
+_encoder = msgspec.msgpack.Encoder()
 _REFUSED: tuple[LimitName | None, ...] = (None, "requests", "tokens", "concurrent")
 _LANES: tuple[Lane, Lane] = ("fair", "over")
 
@@ -154,6 +160,7 @@ class TenantLimits:
     def __init__(self, redis: Redis, health: RedisHealth, config: Limits) -> None:
         self._redis = redis
         self._take = redis.register_script(_TAKE)
+        self._give_back = redis.register_script(_GIVE_BACK)
         self._asked: list[_Asked] = []  # in this pass of the event loop
         self._tasks: asyncio.TaskGroup | None = None
         self._min_share = config.min_share
@@ -279,14 +286,14 @@ class TenantLimits:
             task.add_done_callback(lambda _: _fail(asked, _ENDING))  # it may be cancelled before it begins
 
     async def _ask_all(self, asked: Sequence[_Asked]) -> None:
-        keys = [key for claim, _ in asked for key in _keys(claim)]
-        arguments: list[str | int] = [self._min_share, int(self._lease_s * 1000)]
-        for claim, _ in asked:
-            quota = claim.quota
-            arguments += (claim.response, claim.tenant, quota.requests_per_minute, quota.tokens_per_minute)
-            arguments += (quota.concurrent_responses, claim.tokens, claim.slots)
+        told = _encoder.encode(
+            [
+                (*_whose(claim), claim.quota.concurrent_responses, claim.tokens, claim.slots)
+                for claim, _ in asked
+            ]
+        )
         try:
-            said = await self._take(keys=keys, args=arguments)
+            said = await self._take(_KEYS, (self._min_share, int(self._lease_s * 1000), told))
             for (claim, answer), one in zip(asked, said, strict=True):
                 if not answer.done():  # else its request was given up
                     answer.set_result(_ruling(claim.quota, one))
@@ -298,14 +305,10 @@ class TenantLimits:
         returns, self._returns = self._returns, {}
         if not returns or not self.health.may_ask():
             return
-        pipe = self._redis.pipeline(transaction=False)
-        for given in returns.values():
-            quota = given.claim.quota
-            limits = (quota.requests_per_minute, quota.tokens_per_minute)
-            arguments = (given.claim.response, given.claim.tenant, *limits, given.requests, given.tokens)
-            pipe.eval(_GIVE_BACK, 5, *_keys(given.claim), *map(str, arguments))
         try:
-            await pipe.execute()
+            told = [(*_whose(given.claim), given.requests, given.tokens) for given in returns.values()]
+            for start in range(0, len(told), CHUNK):
+                await self._give_back(_KEYS, (_encoder.encode(told[start : start + CHUNK]),))
             self.health.answered()
         except RedisError as error:
             self.health.failed(error)
@@ -318,10 +321,11 @@ class TenantLimits:
             held[claim.tenant, claim.model].append(claim)
         pipe = self._redis.pipeline(transaction=False)
         for claims in held.values():
-            for start in range(0, len(claims), RENEW_CHUNK):
-                some = claims[start : start + RENEW_CHUNK]
-                named = (str(int(self._lease_s * 1000)), some[0].tenant, *(claim.response for claim in some))
-                pipe.eval(_RENEW, 5, *_keys(some[0]), *named)
+            for start in range(0, len(claims), CHUNK):
+                some = claims[start : start + CHUNK]
+                told = _encoder.encode([claim.response for claim in some])
+                whose = (some[0].tenant, some[0].model)
+                pipe.eval(_RENEW, 1, *_KEYS, str(int(self._lease_s * 1000)), *whose, told)
         try:
             await pipe.execute()
             self.health.answered()
@@ -348,16 +352,9 @@ def _fail(asked: Sequence[_Asked], error: RedisError) -> None:
             answer.set_exception(error)
 
 
-def _keys(claim: Claim) -> tuple[str, ...]:
-    tenant, model = claim.tenant, claim.model
-    prefix = "hr:{limits}"
-    return (
-        f"{prefix}:requests:{tenant}",
-        f"{prefix}:tokens:{tenant}",
-        f"{prefix}:leases:{tenant}",
-        f"{prefix}:leases:{tenant}:{model}",
-        f"{prefix}:tenants:{model}",
-    )
+def _whose(claim: Claim) -> tuple[str, str, str, int, int]:
+    quota = claim.quota
+    return claim.response, claim.tenant, claim.model, quota.requests_per_minute, quota.tokens_per_minute
 
 
 def _less(counter: Counter[TenantId], tenant: TenantId) -> None:

@@ -62,7 +62,7 @@ class Meter:
         if end.timings is not None:
             self._model.queue_wait_s.observe(end.timings.queue_ms / 1000)
         self._model.observe(end.parts)
-        GATEWAY.requests.labels(model=self._model.name, outcome=end.outcome).inc()
+        self._model.requests[end.outcome].inc()
 
 
 def refused(model: str) -> None:
@@ -76,8 +76,8 @@ class _Model:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        for outcome in get_args(Outcome):  # a rate does not see the first of what was not there before
-            GATEWAY.requests.labels(model=name, outcome=outcome)
+        # all at once: a rate does not see the first of what was not there before
+        self.requests = {o: GATEWAY.requests.labels(model=name, outcome=o) for o in get_args(Outcome)}
         self.first_token_s = GATEWAY.first_token_s.labels(model=name)
         self.inter_token_s = Tally(GATEWAY.inter_token_s.labels(model=name))
         self.end_to_end_s = GATEWAY.end_to_end_s.labels(model=name)

@@ -6,8 +6,9 @@ Only for what follows an answer that was begun over ASGI, and only while the con
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -29,10 +30,13 @@ class Outlet(Protocol):
         ...
 
 
-@runtime_checkable
-class HasOutlet(Protocol):
-    """A protocol (asyncio's) that has one. ``scope``: the request or socket that it is for."""
+class HasOutlet(ABC):
+    """A protocol (asyncio's) that has one. ``scope``: the request or socket that it is for. A base class and
+    no structural type, which ``isinstance`` would compare name by name: 5 us for each answer."""
 
+    __slots__ = ()
+
+    @abstractmethod
     def outlet(self, scope: Mapping[str, Any]) -> Outlet | None: ...
 
 

@@ -47,6 +47,7 @@ from gateway.routing import queue_of_card
 from gateway.sharing import Sharing
 from gateway.tokenizer import ChatTokenizer
 from gateway.turnstile import Turnstile
+from gateway.workers_alive import WorkersAlive
 from schemas.config import Config
 from schemas.errors import HeadraceError
 from schemas.ids import (
@@ -103,6 +104,7 @@ class Pipeline:
         )
         self._tail = ReplyTail(broker, self.gateway, on_message=self._in_flight.feed)
         self._survey = Survey(broker, interval_s=GATEWAY_INTERVAL_S, name_of=self._catalog.name_of)
+        self._workers_alive = WorkersAlive(self._catalog, self._roster, self._survey.has_jobs)
         self._ended = EndedResponses()
         lookup = Lookup(
             broker,
@@ -150,6 +152,7 @@ class Pipeline:
                 tasks.create_task(self._admission.tenants.run(), name="tenant-limits")
                 tasks.create_task(self._admission.queues.run(), name="queue-watch")
                 tasks.create_task(self._survey.run(), name="survey")
+                tasks.create_task(self._workers_alive.run(), name="workers alive")
                 tasks.create_task(self._redis_health.watch(self._redis), name="redis-health")
                 tasks.create_task(self._admission.retention.run(), name="retention-watch")
         finally:
@@ -391,9 +394,9 @@ class Pipeline:
         self._records.ended(entry)
         if accepted is not None:
             accepted.ticket.settle(live)
-            self.conversations.will_close(live.response_id)
-            closing = self.conversations.close(accepted.opened, live.job, live.log, accepted.tokenizer)
-            self._background.spawn(closing, f"remember {live.response_id}")
+            if self.conversations.will_close(accepted.opened, live.job):
+                closing = self.conversations.close(accepted.opened, live.job, live.log, accepted.tokenizer)
+                self._background.spawn(closing, f"remember {live.response_id}")
 
 
 def _is_known_not_stored(error: BaseException) -> bool:

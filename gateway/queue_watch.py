@@ -132,7 +132,7 @@ class QueueWatch:
             log.debug("the queues of %s cannot be looked at: %s", model, error)
             return
         watched.backlog.looked(states, mark, time.monotonic())
-        self._show(model, watched.backlog)
+        self._show_estimate(model, watched.backlog)
         await self._tell(model, watched)
 
     def _slots(self, model: ModelToken) -> int:
@@ -150,17 +150,15 @@ class QueueWatch:
                     live.waits(wait)
             await asyncio.sleep(0)
 
-    def _show(self, model: ModelToken, backlog: Backlog) -> None:
+    def _show_estimate(self, model: ModelToken, backlog: Backlog) -> None:
         card = self._cards.get(model)
         if card is None:
             return
         now_s = time.monotonic()
-        for depth, (priority, lane) in zip(backlog.depths(), QUEUES, strict=True):
-            labels = {"model": card.name, "priority": priority, "lane": lane}
-            metrics.QUEUE_DEPTH.labels(**labels).set(depth)
+        for priority, lane in QUEUES:
             wait = backlog.wait_of_next(priority, lane, card.slots, now_s)
             if wait.eta_ms is not None:
-                metrics.QUEUE_ESTIMATE.labels(**labels).set(wait.eta_ms / 1000)
+                metrics.QUEUE_ESTIMATE.labels(card.name, priority, lane).set(wait.eta_ms / 1000)
 
 
 def is_news(told: Queued | None, now: Queued) -> bool:

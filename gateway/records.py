@@ -96,13 +96,14 @@ class Records:
             log.info("response ended", extra=known(self._fields(entry, live, end)))
 
     def _trace(self, entry: Entry, live: Live, end: Ended) -> None:
-        job, ended_unix_ms = live.job, live.finished_unix_ms or now_ms()
+        job = live.job
         if entry.accepted is None:
             if self._telemetry is not None:
                 told = {"gen_ai.response.id": job.response, "headrace.tenant": job.tenant}
                 begun_unix_ms = entry.begun_unix_ms
                 span = self._telemetry.begin("follow", "server", begun_unix_ms, told, parent=job.traceparent)
-                span.end(ended_unix_ms, {"headrace.outcome": end.outcome}, error=end.code)
+                # when it is known here: it may have ended before, and by the store's clock
+                span.end(now_ms(), {"headrace.outcome": end.outcome}, error=end.code)
             return
         trace = entry.accepted.trace
         if trace is None:
@@ -124,7 +125,7 @@ class Records:
             "headrace.attempts": live.log.attempts,
         }
         name = f"{_operation(job.presentation.api)} {live.model_name}"
-        trace.end(ended_unix_ms, attributes, error=end.code, name=name)
+        trace.end(live.finished_unix_ms or now_ms(), attributes, error=end.code, name=name)
 
     def _fields(self, entry: Entry, live: Live, end: Ended) -> Fields:
         job, writer = live.job, live.log.last_started

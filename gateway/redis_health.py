@@ -9,6 +9,7 @@ import time
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeout
 
 from broker import metrics
 from gateway.breaker import Breaker
@@ -60,6 +61,8 @@ class RedisHealth:
             try:
                 await redis.ping()
             except RedisError as error:
+                if isinstance(error, RedisTimeout):
+                    metrics.REDIS_ROUND_TRIP_S.observe(time.perf_counter() - begun_s)
                 self.failed(error)
             else:
                 metrics.REDIS_ROUND_TRIP_S.observe(time.perf_counter() - begun_s)

@@ -58,7 +58,7 @@ class RetentionWatch:
 
     def _looked(self, stream: str, found: Retention) -> None:
         metrics.STREAM_FILL.labels(stream=stream).set(found.fill)
-        metrics.STREAM_REACH.labels(stream=stream).set(found.reach_s)
+        metrics.STREAM_NEEDED.labels(stream=stream).set(found.needed_s(self._need_s))
         was = self._squeezed.pop(stream, None)
         if found.is_squeezed(self._need_s, FULL):
             self._squeezed[stream] = found

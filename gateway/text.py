@@ -21,6 +21,7 @@ from typing import Protocol
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+_Utf8 = codecs.getincrementaldecoder("utf-8")
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -195,7 +196,7 @@ class _ByteDecoding:
 
     def __init__(self, table: list[str | bytes], strip_left: bool) -> None:
         self._table = table
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder = _Utf8("replace")
         self._strip = strip_left
         self.is_open = False
         self._slow = strip_left

@@ -44,7 +44,7 @@ class ChatTokenizer:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
-        self._template = None if template is None else _environment().from_string(template)
+        self._template = None if template is None else _compiled(template)
         self._knows_developer = template is not None and "developer" in template
         self._special = special
         self.detokenizer = Detokenizer(tokenizer)
@@ -193,6 +193,13 @@ def _template(folder: Path, settings: dict[str, Any]) -> str | None:
     if isinstance(value, list):
         value = {entry["name"]: entry["template"] for entry in value}.get("default")
     return value if isinstance(value, str) else None
+
+
+def _compiled(template: str) -> jinja2.Template:
+    """With its globals in one plain dict: each rendering copies them, and a chain of two takes 10 us."""
+    compiled = _environment().from_string(template)
+    compiled.globals = dict(compiled.globals)
+    return compiled
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

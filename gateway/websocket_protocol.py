@@ -20,7 +20,7 @@ from broker.metrics import SENT_BYTES, SENT_MESSAGES
 from gateway.connection_limits import OpenConnections, SlowReader
 from gateway.heartbeat import Heartbeat
 from gateway.inbox import Inbox
-from gateway.outlet import Outlet, text_frame
+from gateway.outlet import HasOutlet, Outlet, text_frame
 from schemas.config import Gateway
 
 MAX_FRAGMENTS = 4096  # of one WebSocket message
@@ -43,7 +43,7 @@ def websocket_protocol(limits: Gateway) -> type[asyncio.Protocol]:
     return WebSocket
 
 
-class BoundedWebSocket(WebSocketsSansIOProtocol):
+class BoundedWebSocket(WebSocketsSansIOProtocol, HasOutlet):
     """uvicorn's, with the bounds that it lacks, and lighter: thousands are open and idle at once, so a beat
     (``gateway/heartbeat.py``) costs a ping and its pong and nothing else."""
 

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import re
 import secrets
+from functools import lru_cache
 from typing import NewType
 
 from ulid import ULID
@@ -76,6 +77,7 @@ def session_token(secret: bytes, tenant: TenantId, name: str) -> SessionToken:
     return SessionToken(_keyed(secret, b"session", tenant, name))
 
 
+@lru_cache(maxsize=1024)
 def cache_salt(secret: bytes, tenant: TenantId) -> str:
     """Keeps tenants apart in the engine's prefix cache without telling the engine who they are."""
     return _keyed(secret, b"prefix-cache", tenant, "")
@@ -83,7 +85,7 @@ def cache_salt(secret: bytes, tenant: TenantId) -> str:
 
 def _keyed(secret: bytes, purpose: bytes, tenant: str, name: str) -> str:
     message = b"\x00".join((purpose, tenant.encode(), name.encode()))
-    return hmac.new(secret, message, hashlib.sha256).hexdigest()[:24]
+    return hmac.digest(secret, message, "sha256").hex()[:24]
 
 
 def model_token(model: str, revision: str) -> ModelToken:

@@ -10,8 +10,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
+from prometheus_client import Gauge
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -20,7 +21,7 @@ from gateway.api.errors import internal
 from gateway.api.front import Front
 from gateway.api.http_request import ClientGone, give_up_all
 from gateway.api.token_logprobs import off_loop
-from gateway.generation import Parsed, Text, Update
+from gateway.generation import Api, Ended, Parsed, Text, Update
 from gateway.live import Live
 from gateway.live_reader import LiveReader
 from gateway.outlet import Outlet, count_events, outlet_of
@@ -60,6 +61,7 @@ class EventStream(Response):
         super().__init__()
         self._front = front
         self._sources = sources
+        self._alone = len(sources) == 1
         self._readers = [front.reader(source.live, source.from_token) for source in sources]
         self._opening = opening
         self._failed = failed
@@ -67,26 +69,29 @@ class EventStream(Response):
         self._outlet: Outlet | None = None
         self._writing = asyncio.Lock()
         self._silent = True
+        self._heartbeat: asyncio.TimerHandle | None = None
         self._done = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._outlet = outlet_of(scope)
-        api = self._sources[0].live.job.presentation.api
-        streams = STREAMS.labels(api=api, transport="sse")
+        streams = _streams(self._sources[0].live.job.presentation.api)
         streams.inc(len(self._sources))
         try:
             await send({"type": "http.response.start", "status": 200, "headers": [*_HEADERS, *self._more]})
             async with asyncio.TaskGroup() as tasks:
-                watching = tasks.create_task(self._watch(receive, send), name="watch-event-stream")
+                watching = tasks.create_task(_watch(receive), name="watch-event-stream")
+                self._beat_later(tasks, send)
                 await self._pump(send)
                 watching.cancel()
         except* ClientGone:
             pass  # a response goes on for the grace time, and can be resumed; of several only one is known
         finally:
+            if self._heartbeat is not None:
+                self._heartbeat.cancel()
             streams.dec(len(self._sources))
             for reader in self._readers:
                 self._front.leave(reader)
-            if len(self._sources) > 1:
+            if not self._alone:
                 await give_up_all(self._front, [source.live for source in self._sources])
 
     async def _pump(self, send: Send) -> None:
@@ -107,7 +112,7 @@ class EventStream(Response):
             self._follow(source, reader, send)
             for source, reader in zip(self._sources, self._readers, strict=True)
         ]
-        if len(following) == 1:
+        if self._alone:
             await following[0]
             return
         try:
@@ -125,8 +130,10 @@ class EventStream(Response):
         """Whether it ended well."""
         reader.divert(self._front.tick, partial(self._show, source.frames))
         while updates := await reader.next():
-            if data := await off_loop(source.live, updates, partial(_joined, source.frames, updates)):
-                await self._write(send, data)
+            data = await off_loop(source.live, updates, partial(_joined, source.frames, updates))
+            last = self._alone and isinstance(updates[-1], Ended)  # what ends the body goes along with it
+            if data or last:
+                await self._write(send, data, last=last)
         end = source.live.end
         return end is not None and end.outcome not in ("failed", "cancelled")
 
@@ -148,17 +155,26 @@ class EventStream(Response):
             count_events(data)
             await send({"type": "http.response.body", "body": data, "more_body": not last})
 
-    async def _watch(self, receive: Receive, send: Send) -> None:
-        while True:
-            try:
-                async with asyncio.timeout(self._front.limits.ping_interval_s):
-                    while (await receive())["type"] != "http.disconnect":
-                        pass
-                    raise ClientGone
-            except TimeoutError:
-                if self._silent:
-                    await self._write(send, b": waiting\n\n")
-                self._silent = True
+    def _beat_later(self, tasks: asyncio.TaskGroup, send: Send) -> None:
+        interval_s = self._front.limits.ping_interval_s
+        self._heartbeat = asyncio.get_running_loop().call_later(interval_s, self._beat, tasks, send)
+
+    def _beat(self, tasks: asyncio.TaskGroup, send: Send) -> None:
+        if self._silent:
+            tasks.create_task(self._write(send, b": waiting\n\n"), name="beat-event-stream")
+        self._silent = True
+        self._beat_later(tasks, send)
+
+
+@cache
+def _streams(api: Api) -> Gauge:
+    return STREAMS.labels(api=api, transport="sse")
+
+
+async def _watch(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    raise ClientGone
 
 
 def _joined(frames: Callable[[Update], bytes], updates: list[Update]) -> bytes:

@@ -201,4 +201,6 @@ def headers_of(live: Live) -> dict[str, str]:
 
 def _shown(text: str) -> str:
     """What a header may hold: names of models are anybody's text."""
+    if text.isascii() and text.isprintable():
+        return text
     return "".join(c if " " <= c <= "~" else "?" for c in text)

@@ -70,9 +70,16 @@ class Call:
 
     def port_at(self, at_ms: float) -> int:
         """Of the gateway that it was at, as its client told; 0: of none yet."""
-        told = (re.search(r"//127\.0\.0\.1:(\d+)", what) for at, what in self.notices if at <= at_ms)
-        ports = [int(found[1]) for found in told if found]
-        return ports[-1] if ports else 0
+        return self._connection_at(at_ms)[1]
+
+    def connected_ms(self, at_ms: float) -> float:
+        """Since when it was there."""
+        return self._connection_at(at_ms)[0]
+
+    def _connection_at(self, at_ms: float) -> tuple[float, int]:
+        told = ((at, re.search(r"//127\.0\.0\.1:(\d+)", what)) for at, what in self.notices if at <= at_ms)
+        connections = [(at, int(found[1])) for at, found in told if found]
+        return connections[-1] if connections else (self.asked_ms, 0)
 
     @property
     def ended(self) -> bool:

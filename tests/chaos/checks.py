@@ -129,7 +129,8 @@ class Oracle:
     def _out_of_reach(self, call: Call, truth: Truth) -> bool:
         """Its client had hung up or was cut off, and trouble at the edge kept it from coming back in the
         grace time. Or it had come back to a gateway that was itself cut off from the queue: that one cannot
-        tell the others of its client. (It did so a third of the grace time before, at the latest.)"""
+        tell the others of its client. (It did so a third of the grace time before, at the latest.) What a
+        slow reader saw behind its gateway's death was in its socket already."""
         assert truth.ended_ms is not None
         long_ms = 600 * self.sizes.grace_s
         own = self.gateways.get(call.port_at(truth.ended_ms))
@@ -142,7 +143,14 @@ class Oracle:
         ):
             return True
         before = [seen.at_ms for seen in call.seen if seen.at_ms <= truth.ended_ms]
-        since_ms = before[-1] if before else call.asked_ms
+        deaths = [
+            fault.at_ms
+            for fault in self.faults
+            if fault.target == own
+            and fault.kind == "gateway killed"
+            and call.connected_ms(truth.ended_ms) <= fault.at_ms <= truth.ended_ms
+        ]
+        since_ms = min([before[-1] if before else call.asked_ms, *deaths])
         return truth.ended_ms - since_ms >= long_ms and any(
             fault.touches(since_ms, truth.ended_ms) and not fault.target.startswith(("worker", "valkey"))
             for fault in self.faults

@@ -3,13 +3,14 @@ scrapes every second, the rules' windows are seconds where they are minutes, and
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,12 @@ class Prometheus:
         config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
         del config["alerting"]
         config["scrape_configs"] = [
-            {**scrape, "static_configs": [{"targets": list(targets[scrape["job_name"]])}]}
+            {
+                **scrape,
+                "static_configs": [{"targets": list(targets[scrape["job_name"]])}],
+                "file_sd_configs": [{"files": [str(folder / f"{scrape['job_name']}.more.yml")]}],
+                "tls_config": {"insecure_skip_verify": True},
+            }
             for scrape in config["scrape_configs"]
             if scrape["job_name"] in targets
         ]
@@ -102,6 +108,14 @@ class Prometheus:
                 pass
             time.sleep(0.05)
         raise AssertionError(f"Prometheus is not ready:\n{self.log()}")
+
+    @contextlib.contextmanager
+    def watching_over_tls(self, job: str, address: str) -> Iterator[None]:
+        """One more of the job."""
+        more = self._folder / f"{job}.more.yml"
+        more.write_text(yaml.safe_dump([{"targets": [address], "labels": {"__scheme__": "https"}}]))
+        yield
+        more.write_text("[]")
 
     def log(self) -> str:
         return (self._folder / "prometheus.log").read_text()[-3000:]

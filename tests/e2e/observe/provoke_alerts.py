@@ -84,6 +84,11 @@ def reads_slowly(world: World) -> None:
     world.until_fired("HeadraceSlowReaders")
 
 
+def has_an_old_certificate(world: World) -> None:
+    with world.gateway_over_tls():
+        world.until_fired("HeadraceCertificateEnds")
+
+
 def loses_redis(world: World) -> None:
     with world.paused(world.stack.part("redis").pid):
         world.until_fired("HeadraceRedisDegraded")
@@ -95,9 +100,16 @@ def meets_garbage(world: World) -> None:
 
 
 def fills_a_stream(world: World) -> None:
-    """An operator lowers its limit to what it holds already."""
-    world.shrink_stream(subjects.REPLIES)
-    world.until_fired("HeadraceStreamFull", "HeadraceReplyLogsCut")
+    """An operator empties it and lowers its limit, in the end to what it holds."""
+    world.empty_stream(subjects.REPLIES)
+    for _ in range(3):
+        world.stream("acme", max_output_tokens=400)
+    world.shrink_stream(subjects.REPLIES, fill=0.7)
+    world.until_fired("HeadraceStorageRunsOut")
+    assert world.answers(), "it is told before anybody is refused"
+    world.shrink_stream(subjects.REPLIES, fill=0.99)
+    world.until_fired("HeadraceStreamFull")
+    wait_until(lambda: not world.answers(), timeout_s=30, what="a refusal")
 
 
 def loses_a_gateway(world: World) -> None:
@@ -142,6 +154,7 @@ FAULTS: tuple[Callable[[World], None], ...] = (
     reads_slowly,
     crawls,
     meets_garbage,
+    has_an_old_certificate,
     loses_redis,
     fills_a_stream,
     loses_a_gateway,

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from schemas.quota import Quota
 from tests.e2e.observe.prometheus import Prometheus
 from tests.e2e.stack import Stack, wait_until
 from tests.integration.conftest import free_port
+from tests.integration.gateway.certificates import write_certificate
 from tests.process_tree import descendants
 from workers.engine.sim_words import FIRST_WORD_ID, WORDS
 
@@ -52,6 +54,7 @@ ENV = {
 
 class World:
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self.stack = Stack(folder / "data", model=MODELS, env=ENV)
         self.halting = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -217,6 +220,35 @@ class World:
             self._crawl = None
 
     @contextlib.contextmanager
+    def gateway_over_tls(self) -> Iterator[None]:
+        """One more, whose certificate ends in two days."""
+        cert, key = write_certificate(self._folder, lives=timedelta(days=2))
+        port, redis_port = free_port(), self.stack.part("redis").port
+        log = self._folder / "gateway-over-tls.log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "deploy.cli", "gateway"],
+                env={
+                    **os.environ,
+                    **ENV,
+                    "HEADRACE_NATS__URL": self.stack.nats_url,
+                    "HEADRACE_REDIS__URL": f"redis://127.0.0.1:{redis_port}/0",
+                    "HEADRACE_SECURITY__SECRET": "of this gateway alone",
+                    "HEADRACE_GATEWAY__PORT": str(port),
+                    "HEADRACE_GATEWAY__TLS_CERT": str(cert),
+                    "HEADRACE_GATEWAY__TLS_KEY": str(key),
+                },
+                stdout=out,
+                stderr=out,
+            )
+        try:
+            with self.prometheus.watching_over_tls("headrace-gateway", f"127.0.0.1:{port}"):
+                yield
+        finally:
+            process.terminate()
+            assert process.wait(30) == 0, log.read_text()
+
+    @contextlib.contextmanager
     def paused(self, pid: int) -> Iterator[None]:
         """It hangs, with all its connections open."""
         os.kill(pid, signal.SIGSTOP)
@@ -236,13 +268,22 @@ class World:
 
         asyncio.run(publish())
 
-    def shrink_stream(self, stream: str) -> None:
-        """To a little more than it holds."""
+    def empty_stream(self, stream: str) -> None:
+        async def empty() -> None:
+            client = await nats.connect(self.stack.nats_url)
+            answer = await client.request(f"$JS.API.STREAM.PURGE.{stream}")
+            assert "error" not in json.loads(answer.data), answer.data
+            await client.close()
+
+        asyncio.run(empty())
+
+    def shrink_stream(self, stream: str, *, fill: float) -> None:
+        """So that what it holds is that share of what it may."""
 
         async def shrink() -> None:
             client = await nats.connect(self.stack.nats_url)
             info = json.loads((await client.request(f"$JS.API.STREAM.INFO.{stream}")).data)
-            config = {**info["config"], "max_bytes": int(info["state"]["bytes"] * 1.01)}
+            config = {**info["config"], "max_bytes": int(info["state"]["bytes"] / fill)}
             answer = await client.request(f"$JS.API.STREAM.UPDATE.{stream}", json.dumps(config).encode())
             assert "error" not in json.loads(answer.data), answer.data
             await client.close()

@@ -12,6 +12,7 @@ from broker.replylog import ReplyLog
 from schemas.ids import (
     Fence,
     GatewayId,
+    ModelToken,
     ResponseId,
     SessionToken,
     TenantId,
@@ -29,7 +30,11 @@ SESSION = SessionToken("s1")
 
 
 def make_job(
-    response: ResponseId | None = None, *, priority: Priority = "interactive", lane: Lane = "fair"
+    response: ResponseId | None = None,
+    *,
+    model: ModelToken = MODEL,
+    priority: Priority = "interactive",
+    lane: Lane = "fair",
 ) -> Job:
     now = int(time.time() * 1000)
     return Job(
@@ -37,7 +42,7 @@ def make_job(
         tenant=TenantId("acme"),
         session=SESSION,
         gateway=GATEWAY,
-        model=MODEL,
+        model=model,
         model_name="demo",
         priority=priority,
         lane=lane,

@@ -5,22 +5,21 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import datetime
 import json
 import os
 import re
 import socket
 import ssl
 import struct
+import time
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
 import pytest
 import websockets
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from prometheus_client import REGISTRY
 from starlette.types import Receive, Scope, Send
 
 from gateway.certificate import Certificate, certificate_of
@@ -28,6 +27,7 @@ from gateway.server import bind, make_server
 from gateway.websocket_protocol import MAX_FRAGMENTS
 from schemas.config import Gateway as GatewaySection
 from tests.integration.conftest import NatsServer, RedisServer
+from tests.integration.gateway.certificates import write_certificate
 from tests.integration.gateway.processes import Gateway, gateway, worker
 
 LIMIT_S = 30
@@ -359,33 +359,6 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return write_certificate(tmp_path_factory.mktemp("tls"))
 
 
-def write_certificate(folder: Path) -> tuple[Path, Path]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    cert_file, key_file = folder / "cert.pem", folder / "key.pem"
-    cert_file.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    key_file.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return cert_file, key_file
-
-
 async def test_tls(
     strict: Gateway,
     shared_nats_server: NatsServer,
@@ -421,6 +394,12 @@ async def test_a_renewed_certificate_is_served_and_a_broken_one_is_not(
     cert, key = write_certificate(tmp_path)
     certificate = Certificate(str(cert), str(key))
     server = await asyncio.start_server(lambda _, w: w.close(), "127.0.0.1", 0, ssl=certificate.context)
+
+    def ends() -> float:
+        shown = REGISTRY.get_sample_value("headrace_gateway_certificate_expiry_timestamp_seconds")
+        assert shown is not None
+        return shown
+
     async with server:
 
         async def served() -> str:
@@ -437,12 +416,16 @@ async def test_a_renewed_certificate_is_served_and_a_broken_one_is_not(
         first = await served()
         certificate.renew()
         assert await served() == first
-        write_certificate(tmp_path)
+        first_end = ends()
+        assert first_end == pytest.approx(time.time() + 86400, abs=LIMIT_S)
+        write_certificate(tmp_path, lives=timedelta(days=90))
         with pytest.raises(ssl.SSLError):
             await served()  # the new one is trusted, the old one is served
+        assert ends() == first_end
         certificate.renew()
         second = await served()
         assert second != first
+        assert ends() > first_end
         key.write_text("half of a key")
         certificate.renew()
         assert "the old one stays" in caplog.text

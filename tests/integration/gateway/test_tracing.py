@@ -16,13 +16,23 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 import websockets
 
+from gateway.entry import Entry
+from gateway.live import Live
+from gateway.records import Records
+from gateway.text import Detokenizer
+from schemas.config import Logging, Tracing
+from schemas.ids import GatewayId
+from schemas.reply import Closed
+from tests.integration.broker.samples import make_job
 from tests.integration.collector import Collector, Seen
 from tests.integration.conftest import NatsServer, RedisServer, free_port
 from tests.integration.gateway.processes import Gateway, Process, gateway, worker
 from tests.process_tree import children
+from tests.unit.gateway.tokenizers_built import byte_level
 
 LIMIT_S = 40
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -144,6 +154,27 @@ def test_after_a_kill_the_next_attempt_is_linked_in_the_same_trace(
     assert int(str(second.attributes["headrace.prior_tokens"])) > 0
     (link,) = second.links
     assert link not in (root.span_id, second.span_id, SPAN)
+
+
+class Nobody:
+    """Who is told of a response, and does nothing."""
+
+    def told(self, *_: object) -> None: ...
+
+    live_attended = live_deserted = live_stopped = live_started = live_tokens = live_ended = live_left = told
+
+
+async def test_following_one_that_had_ended_before_takes_no_negative_time(collector: Collector) -> None:
+    records = Records(GatewayId("gw-2"), Logging(), Tracing(endpoint=collector.url))
+    job = msgspec.structs.replace(make_job(), traceparent=SAMPLED)
+    entry = Entry(Live(job, Detokenizer(byte_level()), Nobody()), had_client=True)
+    entry.live.feed(1, Closed(reason="cancelled"), stored_unix_ms=entry.begun_unix_ms - 60_000)
+    records.ended(entry)
+    await records.close()
+    (follow,) = collector.spans("follow")
+    assert (follow.trace_id, follow.parent) == (TRACE, SPAN)
+    assert follow.begun_ns == pytest.approx(entry.begun_unix_ms * 1e6)
+    assert follow.ended_ns >= follow.begun_ns
 
 
 async def test_a_handshake_s_trace_holds_for_the_responses_of_its_socket(
