@@ -14,7 +14,6 @@ import signal
 import sys
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import msgspec
 
@@ -22,6 +21,7 @@ from broker.metrics import PortUnavailable
 from broker.process import set_up_logging
 from broker.settings import ConfigError
 from deploy.parts import Part
+from deploy.scratch import scratch_folder
 from deploy.supervisor import Keeper, Supervisor
 from gateway.certificate import certificate_of
 from gateway.main import refuse_open_host
@@ -44,9 +44,9 @@ def run(config: Config) -> int:
     except (ConfigError, PortUnavailable) as error:
         log.error("%s", error)
         return 1
-    with held, TemporaryDirectory(prefix="headrace-gateway-") as folder:
+    with held, scratch_folder("headrace-gateways-") as folder:
         port = held.getsockname()[1]
-        parts = gateway_parts(_shared(config, port), Path(folder), port)
+        parts = gateway_parts(_shared(config, port), folder, port)
         log.info("%d processes share port %d", len(parts), port)
         return asyncio.run(_keep(parts))  # not uvloop's: it starts no process in a group of its own
 

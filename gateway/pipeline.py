@@ -50,13 +50,7 @@ from gateway.turnstile import Turnstile
 from gateway.workers_alive import WorkersAlive
 from schemas.config import Config
 from schemas.errors import HeadraceError
-from schemas.ids import (
-    GatewayId,
-    ResponseId,
-    keyed_response_id,
-    new_process_id,
-    new_response_id,
-)
+from schemas.ids import GatewayId, ResponseId, keyed_response_id, new_process_id, new_response_id
 from schemas.job import Job
 from schemas.reply import Closed
 

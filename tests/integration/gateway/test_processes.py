@@ -131,11 +131,20 @@ def test_all_are_drained_and_say_so(shared: Gateway) -> None:
     assert "Traceback" not in shared.output
 
 
-def test_none_outlives_its_parent(
+def test_none_outlives_its_parent_and_the_next_one_removes_its_folder(
     shared_nats_server: NatsServer, shared_redis_server: RedisServer, sim_worker: Process, tmp_path: Path
 ) -> None:
-    with gateway(shared_nats_server, shared_redis_server, tmp_path, processes=COUNT) as running:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    servers, extra = (shared_nats_server, shared_redis_server), {"TMPDIR": str(scratch)}
+    with gateway(*servers, tmp_path, extra=extra, processes=COUNT) as running:
         wait_until(lambda: len(children(running.pid)) == COUNT, "all are started")
         processes = children(running.pid)
         running.kill()
         wait_until(lambda: not any(map(is_running, processes)), "all are gone")
+    (left,) = scratch.iterdir()
+    with gateway(*servers, tmp_path, extra=extra, processes=COUNT) as running:
+        assert left not in list(scratch.iterdir())
+        running.terminate()
+        assert running.wait() == 0
+    assert list(scratch.iterdir()) == []
