@@ -6,14 +6,19 @@ import asyncio
 import re
 import secrets
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from openai import AsyncOpenAI
+from openai.types.responses import Response
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from gateway.client import Client
 from tests.e2e.stack import Stack
 
 MODEL = "SmolLM2-135M-Instruct"
+DEPLOY = Path(__file__).parents[2] / "deploy"
 CAPITAL = "What is the capital of France?"
 
 pytestmark = pytest.mark.timeout(600)  # the first start prepares the model
@@ -131,10 +136,69 @@ async def test_every_later_turn_hits_the_prefix_cache(client: AsyncOpenAI, real_
     assert told > 6 * block
 
 
+class OfVllm:
+    """Its own metrics as the worker shows them now. ``names``: of families and of samples."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.names: set[str] = set()
+        self.samples: list[Sample] = []
+        for family in text_string_to_metric_families(stack.metrics("worker")):
+            if family.name.startswith("vllm:"):
+                self.names |= {family.name, *(sample.name for sample in family.samples)}
+                self.samples += family.samples
+
+    def __call__(self, name: str) -> float:
+        (found,) = [sample.value for sample in self.samples if sample.name == f"vllm:{name}"]
+        return float(found)
+
+    @property
+    def series(self) -> set[tuple[str, frozenset[tuple[str, str]]]]:
+        return {(sample.name, frozenset(sample.labels.items())) for sample in self.samples}
+
+
 def prefix_cache_hits(stack: Stack) -> float:
-    found = re.search(r"^vllm:prefix_cache_hits_total{.*} (\S+)$", stack.metrics("worker"), re.MULTILINE)
-    assert found is not None
-    return float(found[1])
+    return OfVllm(stack)("prefix_cache_hits_total")
+
+
+async def test_the_engine_s_own_metrics_move_with_a_request(client: AsyncOpenAI, real_stack: Stack) -> None:
+    async def ask_long() -> Response:
+        return await client.responses.create(
+            model=MODEL,
+            input="Tell me of all the lakes, rivers, locks and mills that you know, one after the other.",
+            temperature=0,
+            max_output_tokens=60,
+            extra_body={"ignore_eos": True},
+        )
+
+    first = OfVllm(real_stack)
+    running = asyncio.create_task(ask_long(), name="ask")
+    while True:
+        now = await asyncio.to_thread(OfVllm, real_stack)
+        if now("num_requests_running") == 1 and now("kv_cache_usage_perc") > 0:
+            break
+        assert not running.done(), "it was never seen to run"
+    usage = (await running).usage
+    assert usage is not None
+    while OfVllm(real_stack)("num_requests_running"):
+        await asyncio.sleep(0.05)
+    done = OfVllm(real_stack)
+    assert done("prompt_tokens_total") - first("prompt_tokens_total") == usage.input_tokens
+    assert done("generation_tokens_total") - first("generation_tokens_total") == usage.output_tokens == 60
+    assert done("prefix_cache_queries_total") - first("prefix_cache_queries_total") == usage.input_tokens
+    assert done("request_prefill_time_seconds_count") == first("request_prefill_time_seconds_count") + 1
+    assert (await ask_long()).usage is not None
+    again = OfVllm(real_stack)
+    assert again("prefix_cache_hits_total") > done("prefix_cache_hits_total")
+    assert again.series == done.series, "labels name no request"
+    assert {sample.labels.get("model_name", MODEL) for sample in again.samples} == {MODEL}
+
+
+def test_pages_and_boards_name_the_engine_s_metrics_as_it_does(real_stack: Stack) -> None:
+    shown = OfVllm(real_stack).names
+    pages = [*DEPLOY.glob("*.md"), *DEPLOY.glob("observe/rules/*.yml"), *DEPLOY.glob("observe/dashboards/*")]
+    named = {name for page in pages for name in re.findall(r"\bvllm:[a-z]\w+", page.read_text())}
+    assert len(named) > 10
+    assert named - shown == set()
 
 
 async def test_sixteen_at_once_answer_as_one_alone(client: AsyncOpenAI) -> None:

@@ -36,7 +36,7 @@ QUICK = {
 
 
 def programs() -> Path:
-    """The folder with prometheus and promtool; fetched the first time."""
+    """The folder with prometheus, promtool and prometheus-redis-exporter; fetched the first time."""
     found = subprocess.run([ROOT / "tests/install-prometheus"], stdout=subprocess.PIPE, text=True)
     assert found.returncode == 0, "tests/install-prometheus failed"
     return Path(found.stdout.strip().splitlines()[-1])

@@ -4,6 +4,7 @@ under load. That every alert fires where its fault is provoked is ``provoke_aler
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -14,6 +15,8 @@ from deploy.observe.grafana import FOLDER
 from tests.e2e.observe.prometheus import alert_rules, programs
 from tests.e2e.observe.world import MODELS, POISON, World
 from tests.e2e.stack import wait_until
+
+METRICS_PAGE = Path(__file__).parents[3] / "deploy/METRICS.md"
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -40,6 +43,16 @@ def test_rules_are_timed_as_they_say() -> None:
     assert checked.returncode == 0, checked.stdout + checked.stderr
     named = {line.split(":")[1].strip() for line in tests.read_text().splitlines() if "alertname:" in line}
     assert named == set(alert_rules())
+
+
+def test_the_exporter_of_valkey_tells_what_the_page_says(world: World) -> None:
+    """Names and arguments as in deploy/METRICS.md, on the server that `headrace up` runs."""
+    assert world.answers()
+    named = set(re.findall(r"`(redis_\w+)`", METRICS_PAGE.read_text())) - {"redis_exporter"}
+    assert len(named) > 5
+    wait_until(lambda: bool(world.prometheus.query("redis_up == 1")), timeout_s=30, what="Valkey, scraped")
+    assert {name for name in named if not world.prometheus.query(name)} == set()
+    assert world.prometheus.query('redis_commands_processed_total{job="valkey"} > 0')
 
 
 def test_every_query_of_every_panel_returns_data(world: World) -> None:

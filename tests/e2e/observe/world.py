@@ -25,7 +25,7 @@ import nats
 from deploy import keys
 from schemas.config import Config, Nats
 from schemas.quota import Quota
-from tests.e2e.observe.prometheus import Prometheus
+from tests.e2e.observe.prometheus import Prometheus, programs
 from tests.e2e.stack import Stack, wait_until
 from tests.integration.conftest import free_port
 from tests.integration.gateway.certificates import write_certificate
@@ -59,6 +59,7 @@ class World:
         self.halting = threading.Event()
         self._threads: list[threading.Thread] = []
         self._numbers = count(1)
+        self._exporter: subprocess.Popen[bytes] | None = None
         self._crawl: subprocess.Popen[bytes] | None = None
         try:
             config = Config(nats=Nats(url=self.stack.nats_url))
@@ -67,6 +68,16 @@ class World:
                 for name, quota in TENANTS.items()
             }
             self._crawl_port = free_port()
+            exporter = f"127.0.0.1:{free_port()}"
+            self._exporter = subprocess.Popen(
+                [
+                    programs() / "prometheus-redis-exporter",
+                    f"--redis.addr=redis://127.0.0.1:{self.stack.part('redis').port}",
+                    f"--web.listen-address={exporter}",
+                ],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
             self.prometheus = Prometheus(
                 folder / "prometheus",
                 {
@@ -75,11 +86,18 @@ class World:
                         *(f"127.0.0.1:{part.port}" for part in self.stack.parts("worker")),
                         f"127.0.0.1:{self._crawl_port}",
                     ],
+                    "valkey": [exporter],
                 },
             )
         except BaseException:
+            self._stop_exporter()
             self.stack.stop()
             raise
+
+    def _stop_exporter(self) -> None:
+        if self._exporter is not None:
+            self._exporter.kill()
+            self._exporter.wait()
 
     def end(self) -> None:
         self.halting.set()
@@ -87,6 +105,7 @@ class World:
             thread.join()
         self.stop_crawl()
         self.prometheus.stop()
+        self._stop_exporter()
         assert self.stack.stop() == 0, self.stack.output()
 
     # -- people -------------------------------------------------------------------------------------
