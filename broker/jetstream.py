@@ -248,8 +248,8 @@ def _description(msg: Msg) -> str:
 
 
 def stamp_unix_ms(stamp: str) -> float:
-    """Of the server's time stamp, to the microsecond."""
-    return datetime.fromisoformat(stamp).timestamp() * 1000
+    """Of the server's time stamp, to the microsecond; the same number as a consumer's ``Delivery`` tells."""
+    return round(datetime.fromisoformat(stamp).timestamp() * 1_000_000) / 1000
 
 
 def _stored(msg: Msg) -> StoredMessage:
