@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import msgspec
@@ -37,6 +38,7 @@ from schemas.reply import Closed
 log = logging.getLogger(__name__)
 
 UNPUBLISHED_S = 10.0  # a claim so young may belong to a job that is about to be stored
+SHORT = 200  # tokens of an answer, read again in 0.1 ms; a thread costs as much (``prompt.is_short``)
 OVERDUE_S = 5.0  # past its deadline by so much, a response that nobody ended is ended by who reads it
 
 # KEYS: context, claim. ARGV: holder, new context or "", context TTL s, new holder or "", claim TTL s.
@@ -132,9 +134,8 @@ class Conversations:
         by_id = _is_stored(job)
         try:
             detokenizer = tokenizer.detokenizer_of(job.presentation.shape)
-            folded = await asyncio.to_thread(
-                fold, opened.context, job, ended, detokenizer, rounds=self._rounds
-            )
+            folding = partial(fold, opened.context, job, ended, detokenizer, rounds=self._rounds)
+            folded = folding() if len(ended.ids) <= SHORT else await asyncio.to_thread(folding)
             if opened.claimed is not None:
                 await self._fold(self._key(opened.tenant, opened.claimed), opened.response, folded, "")
             if by_id and folded is not None:
