@@ -77,9 +77,11 @@ async def raw(served: Gateway) -> AsyncIterator[Streams]:
 
 async def answer(reader: asyncio.StreamReader) -> tuple[int, str]:
     """Status and code of an answer after which the server has hung up."""
+    data = b""
     async with asyncio.timeout(LIMIT_S):
-        with contextlib.suppress(ConnectionResetError):
-            data = await reader.read()
+        with contextlib.suppress(ConnectionResetError):  # what came before it was read piece by piece
+            while piece := await reader.read(65_536):
+                data += piece
     head, _, body = data.partition(b"\r\n\r\n")
     assert b"connection: close" in head.lower()
     return int(head.split()[1]), json.loads(body)["error"]["code"]
