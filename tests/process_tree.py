@@ -27,6 +27,16 @@ def descendants(pid: int) -> Iterator[int]:
 def is_running(pid: int) -> bool:
     """A zombie that nobody has waited for yet runs no more."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return _state(Path(f"/proc/{pid}")) != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def is_stopped(pid: int) -> bool:
+    """With all of its threads, which take their time to hear of a SIGSTOP."""
+    return all(_state(thread) == "T" for thread in Path(f"/proc/{pid}/task").iterdir())
+
+
+def _state(folder: Path) -> str:
+    """Of a process or a thread, by proc(5)'s letter. A name may hold anything, parentheses too."""
+    return (folder / "stat").read_text().rpartition(")")[2].split()[0]

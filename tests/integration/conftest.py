@@ -21,6 +21,7 @@ import pytest
 from broker import topology
 from broker.connection import Broker
 from schemas.config import Nats, Redis
+from tests.process_tree import is_stopped
 
 START_LIMIT_S = 20.0
 
@@ -91,7 +92,7 @@ class Server:
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
         give_up = time.monotonic() + START_LIMIT_S
-        while not all(_stands_still(thread) for thread in Path(f"/proc/{self.pid}/task").iterdir()):
+        while not is_stopped(self.pid):
             assert time.monotonic() < give_up, f"{self._command[0]} does not stop"
             time.sleep(0.001)
 
@@ -111,10 +112,6 @@ class Server:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _stands_still(thread: Path) -> bool:
-    return (thread / "stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 class NatsServer(Server):

@@ -18,6 +18,7 @@ from broker import child
 from deploy.parts import Part
 from deploy.ports import Ports, PortTaken
 from deploy.supervisor import Keeper, State, Supervisor
+from tests.process_tree import is_running
 
 SLEEPS = "import signal; signal.pause()"
 IGNORES_SIGTERM = (
@@ -123,7 +124,7 @@ async def test_a_crash_takes_what_it_left_behind_with_it(tmp_path: Path) -> None
         orphan, killed = int(log.read_text()), keeper.pid
         os.kill(killed, signal.SIGKILL)
         await running.until(lambda: keeper.pid != killed)
-        await running.until(lambda: not _is_running(orphan))
+        await running.until(lambda: not is_running(orphan))
         running.supervisor.ask_to_stop()
     assert running.events.crashes[0][1] == "was killed by SIGKILL"
 
@@ -135,7 +136,7 @@ async def test_what_does_not_stop_is_killed(tmp_path: Path) -> None:
         await running.until(lambda: running.log("deaf").exists() and running.log("deaf").read_text())
         running.supervisor.ask_to_stop()
     assert task.result() is True
-    assert not _is_running(running.supervisor.keepers[0].pid)
+    assert not is_running(running.supervisor.keepers[0].pid)
 
 
 async def test_what_answers_no_more_is_started_again(tmp_path: Path) -> None:
@@ -163,7 +164,7 @@ async def test_asking_twice_stops_at_once(tmp_path: Path) -> None:
         running.supervisor.ask_to_stop()
         await running.until(lambda: ("deaf", "stopping") in running.events.states)
         running.supervisor.ask_to_stop()
-    assert not _is_running(running.supervisor.keepers[0].pid)
+    assert not is_running(running.supervisor.keepers[0].pid)
 
 
 def test_a_child_of_a_dead_parent_does_not_start() -> None:
@@ -186,11 +187,3 @@ def test_ports_are_free_and_given_once() -> None:
     ports = Ports()
     given = [ports.at_or_above("127.0.0.1", 0) for _ in range(20)]
     assert len(set(given)) == 20
-
-
-def _is_running(pid: int) -> bool:
-    """A zombie that nobody has waited for yet runs no more."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] != "Z"
-    except FileNotFoundError:
-        return False

@@ -18,6 +18,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from tests.integration.conftest import NatsServer, RedisServer
 from tests.integration.gateway.processes import Gateway, Process, gateway
+from tests.process_tree import children, is_running
 
 LIMIT_S = 30
 COUNT = 2
@@ -58,16 +59,6 @@ def samples(served: Gateway, name: str) -> dict[str, float]:
 
 def up(served: Gateway) -> set[str]:
     return {number for number, value in samples(served, "headrace_gateway_process_up").items() if value == 1}
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def is_running(pid: int) -> bool:
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
 
 
 def connect_to_all(served: Gateway, stack: contextlib.ExitStack) -> list[ClientConnection]:
