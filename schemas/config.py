@@ -179,6 +179,7 @@ class Sim(_Section, frozen=True):
     prefill_base_ms: Annotated[float, Meta(ge=0)] = 5
     inter_token_ms: Annotated[float, Meta(ge=0)] = 20
     mean_output_tokens: Annotated[int, Meta(ge=0)] = 120  # 0: only max_tokens ends a response
+    split_characters: bool = True  # one token in 30 begins a character of several, shown when it is whole
     start_delay_s: Annotated[float, Meta(ge=0)] = 0
     start_fault: Literal["", "crash", "hang"] = ""
     crash_after_tokens: Annotated[int, Meta(ge=0)] = 0  # 0: never

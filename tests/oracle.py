@@ -17,7 +17,11 @@ def expected_completion(
     """Ids and finish reason of the whole completion under the ``[sim]`` configuration."""
     sim = sim or Sim()
     return sim_sequence.expected_completion(
-        prompt_ids, sampling, mean_output_tokens=sim.mean_output_tokens, max_model_len=sim.max_model_len
+        prompt_ids,
+        sampling,
+        mean_output_tokens=sim.mean_output_tokens,
+        max_model_len=sim.max_model_len,
+        split=sim.split_characters,
     )
 
 

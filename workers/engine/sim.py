@@ -238,7 +238,9 @@ class SimEngine:
         if entry.said is not None:
             token = entry.said[position] if position < len(entry.said) else EOS_ID
         else:
-            token = choose(state, position, request.sampling, self._config.mean_output_tokens)
+            config = self._config
+            mean, split = config.mean_output_tokens, config.split_characters
+            token = choose(state, position, request.sampling, mean, split=split)
         if (entry.said is None or token == EOS_ID) and is_end(token, position, request.sampling):
             self._drop(request.request_id)
             return Delta(request.request_id, end=entry.end(now_s, token))

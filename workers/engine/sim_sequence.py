@@ -79,21 +79,21 @@ def next_state(state: SimState, token: int) -> SimState:
     return SimState(((digest ^ token) * _FNV_PRIME) & _MASK, character)
 
 
-def next_token(state: SimState, mean_output_tokens: int) -> int:
+def next_token(state: SimState, mean_output_tokens: int, *, split: bool = True) -> int:
     """The token after ``state``; ``EOS_ID`` once in ``mean_output_tokens`` (0: never), and never inside
-    a character."""
+    a character. ``split``: some characters are several tokens."""
     digest, character = state
     choice = _mix(digest)
     if character:
         return _FIXED_BYTE.get(character) or 0x80 + choice % 64
     if mean_output_tokens and (choice >> 32) % mean_output_tokens == 0:
         return EOS_ID
-    return _content_token(choice)
+    return _content_token(choice, split)
 
 
-def token_without_end(state: SimState) -> int:
+def token_without_end(state: SimState, *, split: bool = True) -> int:
     """The token after ``state`` where the response may not end."""
-    return next_token(state, 0)
+    return next_token(state, 0, split=split)
 
 
 def logprobs_of(state: SimState, token: int, alternatives: int) -> TokenLogprobs:
@@ -111,6 +111,7 @@ def expected_completion(
     *,
     mean_output_tokens: int,
     max_model_len: int,
+    split: bool = True,
 ) -> tuple[list[int], FinishReason]:
     """What an engine with this configuration answers, whoever was killed on the way."""
     budget = min(sampling.max_tokens, max_model_len - len(prompt_ids))
@@ -120,7 +121,7 @@ def expected_completion(
     state = start_state(prompt_ids, sampling.seed)
     ids: list[int] = []
     while len(ids) < budget:
-        token = choose(state, len(ids), sampling, mean_output_tokens)
+        token = choose(state, len(ids), sampling, mean_output_tokens, split=split)
         if is_end(token, len(ids), sampling):
             return ids, "stop"
         ids.append(token)
@@ -128,24 +129,26 @@ def expected_completion(
     return ids, "length"
 
 
-def choose(state: SimState, position: int, sampling: Sampling, mean_output_tokens: int) -> int:
+def choose(
+    state: SimState, position: int, sampling: Sampling, mean_output_tokens: int, *, split: bool = True
+) -> int:
     """The token at ``position`` of a completion, the end token included."""
     if sampling.ignore_eos or position < sampling.min_tokens:
-        return token_without_end(state)
-    return next_token(state, mean_output_tokens)
+        return token_without_end(state, split=split)
+    return next_token(state, mean_output_tokens, split=split)
 
 
 def is_end(token: int, position: int, sampling: Sampling) -> bool:
     return token == EOS_ID or (token in sampling.stop_token_ids and position >= sampling.min_tokens)
 
 
-def _content_token(choice: int) -> int:
+def _content_token(choice: int, split: bool) -> int:
     share, pick = choice % 100, choice // 100
     if share < _COMMON:
         return FIRST_WORD_ID + pick % len(COMMON_WORDS)
     if share < _PUNCTUATION:
         return _PUNCTUATION_IDS[pick % len(_PUNCTUATION_IDS)]
-    if share < _CHARACTER:
+    if share < _CHARACTER and split:
         return _LEADS[pick % len(_LEADS)]
     return _FIRST_COMPOUND_ID + pick % len(COMPOUND_WORDS)
 

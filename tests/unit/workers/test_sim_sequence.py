@@ -16,6 +16,7 @@ from workers.engine.sim_sequence import choose, next_state, start_state
 from workers.engine.sim_words import EOS_ID, FIRST_WORD_ID, VOCAB_SIZE, WORDS
 
 ENDLESS = Sampling(max_tokens=64, ignore_eos=True)
+ENDLESS_AND_LONG = Sampling(max_tokens=1000, ignore_eos=True)
 prompts = st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=40)
 
 
@@ -110,3 +111,13 @@ def test_logprobs(alternatives: int) -> None:
     assert logprobs.chosen <= 0
     assert logprobs == logprobs_of(state, 300, alternatives)
     assert list(logprobs.top) == sorted(logprobs.top, key=lambda pair: -pair[1])
+
+
+def test_characters_are_split_unless_told_otherwise() -> None:
+    def halves(sim: Sim) -> int:
+        return sum(
+            128 <= token < FIRST_WORD_ID for token in expected_completion([1], ENDLESS_AND_LONG, sim)[0]
+        )
+
+    assert halves(Sim()) > 10
+    assert halves(Sim(split_characters=False)) == 0
