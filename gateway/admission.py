@@ -5,13 +5,12 @@ and time enough before its deadline; and in which lane it waits. Must not know p
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
-from prometheus_client import Counter
 from redis.asyncio import Redis
 
 from broker import metrics
 from broker.connection import Broker
+from broker.labelled import labelled
 from gateway.catalog import Catalog, ModelCard
 from gateway.generation import Generation, Queued
 from gateway.limits import Claim, TenantLimits
@@ -86,7 +85,7 @@ class Admission:
                 ticket.withdraw()
                 raise
         ticket.first = self.queues.wait_of_next(card, generation.priority, ruling.lane)
-        _admitted(card.name, ruling.lane).inc()
+        labelled(metrics.ADMITTED, card.name, ruling.lane).inc()
         return ticket
 
     def _check_room(self, generation: Generation, card: ModelCard) -> None:
@@ -152,11 +151,6 @@ class Ticket:
     def withdraw(self) -> None:
         """It was not accepted after all: it cost nothing."""
         self._admission.tenants.give_back(self._claim, requests=-1, tokens=-self._claim.tokens)
-
-
-@lru_cache(maxsize=512)
-def _admitted(model: str, lane: Lane) -> Counter:
-    return metrics.ADMITTED.labels(model=model, lane=lane)
 
 
 def _service_s(live: Live) -> float | None:
