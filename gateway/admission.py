@@ -47,7 +47,7 @@ class Admission:
         self.tenants = TenantLimits(redis, health, limits)
         self.queues = QueueWatch(broker, catalog.models)
         self.retention = RetentionWatch(broker, gateway.deadline_s)
-        self._defaults = Quota(
+        self._configured = Quota(
             requests_per_minute=limits.requests_per_minute,
             tokens_per_minute=limits.tokens_per_minute,
             concurrent_responses=limits.concurrent_responses,
@@ -69,7 +69,7 @@ class Admission:
             response=response,
             tenant=generation.tenant,
             model=card.token,
-            quota=effective(generation.quota, self._defaults),
+            quota=generation.quota.over(self._configured),
             tokens=_tokens_of(generation),
             slots=card.slots,
         )
@@ -160,15 +160,6 @@ def _service_s(live: Live) -> float | None:
     if live.end.outcome not in ("completed", "incomplete"):
         return None
     return max(0.0, live.finished_unix_ms - live.started_unix_ms) / 1000
-
-
-def effective(own: Quota, defaults: Quota) -> Quota:
-    """A key's or token's own numbers; where it has none, those of the configuration."""
-    return Quota(
-        requests_per_minute=own.requests_per_minute or defaults.requests_per_minute,
-        tokens_per_minute=own.tokens_per_minute or defaults.tokens_per_minute,
-        concurrent_responses=own.concurrent_responses or defaults.concurrent_responses,
-    )
 
 
 def _tokens_of(generation: Generation) -> int:
