@@ -6,6 +6,7 @@ turns ``Update`` values into its own events. Neither side knows the other's wire
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -165,3 +166,9 @@ class Ended:
 
 
 Update = Queued | Started | Text | Parsed | Ended
+
+
+def is_urgent(updates: Sequence[Update]) -> bool:
+    """Whether a client has waited for these. That a worker has begun is told with its first tokens, which
+    follow at once where anybody could tell the difference."""
+    return not isinstance(updates[-1], Started)

@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from gateway.api.errors import http_answer
 from gateway.connection_limits import OpenConnections, SlowReader
-from gateway.held_head import HeldHead
+from gateway.held import HeldHead
 from gateway.outlet import Body, HasOutlet, Outlet
 from gateway.round_trip import MeasuredHttp
 from gateway.websocket_protocol import BoundedWebSocket

@@ -7,13 +7,14 @@ Only for what follows an answer that was begun over ASGI, and only while the con
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast
 
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from broker.metrics import SENT_BYTES, SENT_MESSAGES
+from gateway.held import Held
 from gateway.round_trip import transport_of
 
 _WRITES, _BYTES = SENT_MESSAGES.labels(transport="sse"), SENT_BYTES.labels(transport="sse")
@@ -25,8 +26,12 @@ class Outlet(Protocol):
         """Nothing waits before, and the connection will take what is put now."""
         ...
 
-    def put(self, data: bytes) -> None:
-        """One WebSocket message of UTF-8 text, or a piece of an HTTP answer's body."""
+    def put(self, *data: bytes) -> None:
+        """WebSocket messages of UTF-8 text, or pieces of an HTTP answer's body, in one write."""
+        ...
+
+    def hold(self, *data: bytes) -> None:
+        """The same, and it may wait for what is put next (``gateway/held.py``)."""
         ...
 
 
@@ -57,7 +62,7 @@ class Body:
     def __init__(self, cycle: RequestResponseCycle, flow: FlowControl) -> None:
         self._cycle = cycle
         self._flow = flow
-        self._transport = cycle.transport
+        self._transport = cast(Held, cycle.transport)
 
     @property
     def is_open(self) -> bool:
@@ -67,9 +72,16 @@ class Body:
             ended or self._flow.write_paused
         )
 
-    def put(self, data: bytes) -> None:
-        count_events(data)
-        self._transport.write(chunk(data))
+    def put(self, *data: bytes) -> None:
+        self._transport.write(self._framed(data))
+
+    def hold(self, *data: bytes) -> None:
+        self._transport.hold(self._framed(data))
+
+    def _framed(self, data: Sequence[bytes]) -> bytes:
+        for piece in data:
+            count_events(piece)
+        return b"".join(map(chunk, data))
 
 
 def count_events(data: bytes) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
@@ -19,6 +19,7 @@ from websockets.frames import Frame
 from broker.metrics import SENT_BYTES, SENT_MESSAGES
 from gateway.connection_limits import OpenConnections, SlowReader
 from gateway.heartbeat import Heartbeat
+from gateway.held import Held
 from gateway.inbox import Inbox
 from gateway.outlet import HasOutlet, Outlet, text_frame
 from schemas.config import Gateway
@@ -58,6 +59,10 @@ class BoundedWebSocket(WebSocketsSansIOProtocol, HasOutlet):
         self._unparsed_bytes = 0  # of a frame that is not all here
         self._last_words: asyncio.TimerHandle | None = None
         self._slow_reader: SlowReader | None = None  # while it is one
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.transport = cast(asyncio.Transport, Held(self.transport))
 
     def keep_place(self, open_connections: OpenConnections, place: str) -> None:
         self._give_back_place = partial(open_connections.give_back, place)
@@ -144,11 +149,17 @@ class BoundedWebSocket(WebSocketsSansIOProtocol, HasOutlet):
         ended = self.close_sent or self.disconnected or self.transport.is_closing()
         return self.handshake_complete and not ended and self.writable.is_set()
 
-    def put(self, data: bytes) -> None:
+    def put(self, *data: bytes) -> None:
+        self.transport.write(self._framed(data))
+
+    def hold(self, *data: bytes) -> None:
+        cast(Held, self.transport).hold(self._framed(data))
+
+    def _framed(self, messages: Sequence[bytes]) -> bytes:
         self._busy = True
-        _MESSAGES.value += 1
-        _BYTES.value += len(data)
-        self.transport.write(text_frame(data))
+        _MESSAGES.value += len(messages)
+        _BYTES.value += sum(map(len, messages))
+        return b"".join(map(text_frame, messages))
 
     def handle_cont(self, event: Frame) -> None:
         if len(self.frames) >= MAX_FRAGMENTS:

@@ -12,6 +12,8 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 READ_BYTES = 1 << 16  # a pipe's worth
+LISTENS = 2  # a tick; each line at once would wake the guardian twice a job, once before its first token
 NAK_FIRST_S = 0.5  # the jobs before the new process, which takes the machine's time
 EXIT_LIMIT_S = 2.0
 
@@ -40,6 +43,7 @@ class Guardian:
         self._config = config
         self._child: ChildProcess | None = None
         self._watch = Watch(config.worker.hang_timeout_s)  # of the present worker process
+        self._hear: Callable[[], None] = _nothing  # takes in what that has told
         self._begun = asyncio.Event()  # the first worker process has been started
         self._returns: asyncio.Future[Returns]
         self._stopping = asyncio.Event()
@@ -60,6 +64,7 @@ class Guardian:
     def _stop(self) -> None:
         """The first time the worker may finish what it has; the second time it ends at once, as it does while
         it has nothing yet: an engine that loads would not listen."""
+        self._hear()
         if self._child is not None:
             if self._stopping.is_set() or not self._watch.was_ready:
                 self._child.kill()
@@ -109,19 +114,13 @@ class Guardian:
         os.set_blocking(reading, False)
         ready_at_s = 0.0
 
-        def read() -> bool:
-            """Whether there may be more."""
+        def hear() -> None:
             nonlocal ready_at_s
-            try:
-                data = os.read(reading, READ_BYTES)
-            except BlockingIOError:
-                return False
-            if not data:  # closed: a reader would be called for ever
-                loop.remove_reader(reading)
-            watch.line.feed(data)
+            with suppress(BlockingIOError):
+                while data := os.read(reading, READ_BYTES):
+                    watch.line.feed(data)
             if watch.was_ready and not ready_at_s:
                 ready_at_s = loop.time()
-            return bool(data)
 
         try:
             try:
@@ -134,22 +133,22 @@ class Guardian:
             self._child = child
             if self._stopping.is_set():  # asked while the process was being made
                 child.terminate()
-            loop.add_reader(reading, read)
+            self._hear = hear
             self._begun.set()
-            ticking = group.create_task(self._tick(watch, child), name="tick")
+            ticking = group.create_task(self._tick(watch, child, hear), name="tick")
             status = await child.wait()
             ticking.cancel()
-            while read():  # what it wrote before it died
-                pass
+            hear()  # what it wrote before it died
         finally:
-            self._child = None
-            loop.remove_reader(reading)
+            self._child, self._hear = None, _nothing
             os.close(reading)
         return status, loop.time() - ready_at_s if ready_at_s else 0.0
 
-    async def _tick(self, watch: Watch, child: ChildProcess) -> None:
-        while not watch.tick():  # noqa: ASYNC110 - silence sets no event
-            await asyncio.sleep(TICK_S)
+    async def _tick(self, watch: Watch, child: ChildProcess, hear: Callable[[], None]) -> None:
+        while not watch.tick():
+            for _ in range(LISTENS):
+                await asyncio.sleep(TICK_S / LISTENS)
+                hear()
         log.error("the worker process has been silent for %g s: it is killed", watch.patience_s)
         child.kill()
 
@@ -166,3 +165,7 @@ class Guardian:
         except TimeoutError:
             return False
         return True
+
+
+def _nothing() -> None:
+    pass

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import select
 import time
 from typing import Final
 
@@ -25,13 +24,12 @@ log = logging.getLogger(__name__)
 
 BEAT_S: Final = 0.5
 _ANEW: Final = "anew\n"
-AT_ONCE_BYTES: Final = select.PIPE_BUF - len(_ANEW)  # some 30 lines
 
 
 class Lifeline:
-    """The worker's end. What is told in one call is one write where that is possible, for each wakes the
-    guardian. It never blocks: at a full pipe (64 KiB, a guardian that is stopped) lines are dropped, and the
-    jobs that were on them wait for the watchers or ack_wait. ``fd`` None: nobody guards this worker."""
+    """The worker's end. The guardian looks several times a second and is woken by nothing: a write costs its
+    system call. It never blocks: at a full pipe (64 KiB, a guardian that is stopped) lines are dropped, and
+    the jobs that were on them wait for the watchers or ack_wait. ``fd`` None: nobody guards this worker."""
 
     def __init__(self, fd: int | None) -> None:
         self._fd = fd
@@ -43,11 +41,11 @@ class Lifeline:
     def ready(self, worker: WorkerId) -> None:
         self._tell(f"ready {worker}")
 
-    def took(self, *ack_subjects: str) -> None:
-        self._tell(*[f"took {ack_subject}" for ack_subject in ack_subjects])
+    def took(self, ack_subject: str) -> None:
+        self._tell(f"took {ack_subject}")
 
-    def done(self, *ack_subjects: str) -> None:
-        self._tell(*[f"done {ack_subject}" for ack_subject in ack_subjects])
+    def done(self, ack_subject: str) -> None:
+        self._tell(f"done {ack_subject}")
 
     async def beat(self) -> None:
         """Never returns."""
@@ -55,22 +53,12 @@ class Lifeline:
             self._tell(f"alive {time.monotonic():.3f}")
             await asyncio.sleep(BEAT_S)
 
-    def _tell(self, *lines: str) -> None:
-        text = ""
-        for line in lines:
-            if len(text) + len(line) >= AT_ONCE_BYTES:
-                self._write(text)
-                text = ""
-            text += f"{line}\n"
-        if text:
-            self._write(text)
-
-    def _write(self, text: str) -> None:
+    def _tell(self, line: str) -> None:
         if self._fd is None:
             return
-        text = f"{_ANEW}{text}" if self._dropped else text
+        text = f"{_ANEW}{line}\n" if self._dropped else f"{line}\n"
         try:
-            os.write(self._fd, text.encode())  # at most PIPE_BUF: all of it or nothing
+            os.write(self._fd, text.encode())  # less than PIPE_BUF: all of it or nothing
         except OSError as error:  # full; or the guardian is gone, and the kernel is about to end us
             if not self._dropped:
                 log.warning("the guardian does not listen: %s", error)

@@ -66,8 +66,6 @@ class Worker:
         self.health = (False, "starting")
         self._live: dict[ResponseId, Run] = {}
         self._tasks: dict[asyncio.Task[None], Run] = {}
-        self._taken: list[str] = []  # ack subjects that the guardian is told of in the next pass
-        self._done: list[str] = []
         self._idle = asyncio.Event()
         self._idle.set()
         self._state: WorkerState = "ready"
@@ -177,12 +175,12 @@ class Worker:
     def _begin(self, run: Run, group: asyncio.TaskGroup, puller: JobPuller) -> None:
         self.runs[run.response] = run
         self._idle.clear()
-        self._tell_soon(self._taken, run.ack_subject)
+        self._lifeline.took(run.ack_subject)
 
         def end(task: asyncio.Task[None]) -> None:
             del self._tasks[task]
             if not task.cancelled():  # or nobody has settled what becomes of the job
-                self._tell_soon(self._done, run.ack_subject)
+                self._lifeline.done(run.ack_subject)
             if self.runs.get(run.response) is run:
                 del self.runs[run.response]
             if not self._tasks:
@@ -192,19 +190,6 @@ class Worker:
         task = group.create_task(run.run(), name=f"run-{run.response}")
         self._tasks[task] = run
         task.add_done_callback(end)
-
-    def _tell_soon(self, what: list[str], ack_subject: str) -> None:
-        """The guardian, of all that one read from the broker has brought, before any of these runs does its
-        first step: a write for each would wake it for each, an eighth of the worker's CPU in a burst."""
-        if not (self._taken or self._done):
-            asyncio.get_running_loop().call_soon(self._tell_guardian)
-        what.append(ack_subject)
-
-    def _tell_guardian(self) -> None:
-        taken, self._taken = self._taken, []
-        done, self._done = self._done, []
-        self._lifeline.took(*taken)
-        self._lifeline.done(*done)
 
     def _on_step(self, deltas: list[Delta]) -> None:
         live = self._live

@@ -21,7 +21,7 @@ from gateway.api.errors import internal
 from gateway.api.front import Front
 from gateway.api.http_request import ClientGone, give_up_all
 from gateway.api.token_logprobs import off_loop
-from gateway.generation import Ended, Parsed, Text, Update
+from gateway.generation import Ended, Parsed, Text, Update, is_urgent
 from gateway.live import Live
 from gateway.live_reader import LiveReader
 from gateway.outlet import Outlet, count_events, outlet_of
@@ -98,7 +98,7 @@ class EventStream(Response):
         with self._front.answering(new=False):
             try:
                 if self._opening:
-                    await self._write(send, self._opening)
+                    await self._write(send, self._opening, urgent=False)
                 await self._follow_all(send)
             except HeadraceError as error:  # lost to this gateway: to be asked for again
                 await self._write(send, self._failed(error))
@@ -133,7 +133,7 @@ class EventStream(Response):
             data = await off_loop(source.live, updates, partial(_joined, source.frames, updates))
             last = self._alone and isinstance(updates[-1], Ended)  # what ends the body goes along with it
             if data or last:
-                await self._write(send, data, last=last)
+                await self._write(send, data, last=last, urgent=is_urgent(updates))
         end = source.live.end
         return end is not None and end.outcome not in ("failed", "cancelled")
 
@@ -146,12 +146,15 @@ class EventStream(Response):
             outlet.put(data)
         return True
 
-    async def _write(self, send: Send, data: bytes, *, last: bool = False) -> None:
+    async def _write(self, send: Send, data: bytes, *, last: bool = False, urgent: bool = True) -> None:
         async with self._writing:
             if self._done:
                 return
             self._silent = False
             self._done = last
+            if not urgent and self._outlet is not None and self._outlet.is_open:
+                self._outlet.hold(data)
+                return
             count_events(data)
             await send({"type": "http.response.body", "body": data, "more_body": not last})
 

@@ -26,7 +26,7 @@ from gateway.api.responses_view import attach, cancel, events_of, first_token
 from gateway.api.sockets import Socket, SocketClosed
 from gateway.api.token_logprobs import off_loop
 from gateway.caller import Caller
-from gateway.generation import Generation, Parsed, Text, Update
+from gateway.generation import Generation, Parsed, Text, Update, is_urgent
 from gateway.live import Live, now_ms
 from schemas.errors import HeadraceError
 
@@ -193,12 +193,11 @@ class ResponsesSession:
         try:
             with self._front.answering(new=False), streams.track_inprogress():
                 events = events_of(self._front, live, after=after, stream_id=origin.stream_id)
-                for event in events.opening():
-                    await self._socket.send(_encoder.encode(event))
+                await self._socket.send(*map(_encoder.encode, events.opening()), urgent=False)
                 reader.divert(self._front.tick, partial(self._show, events))
                 while updates := await reader.next():
-                    for event in await off_loop(live, updates, partial(_fed, events, updates)):
-                        await self._socket.send(_encoder.encode(event))
+                    told = await off_loop(live, updates, partial(_fed, events, updates))
+                    await self._socket.send(*map(_encoder.encode, told), urgent=is_urgent(updates))
         finally:
             reader.close()
 
@@ -206,8 +205,8 @@ class ResponsesSession:
         outlet = self._socket.outlet
         if outlet is None or not outlet.is_open:
             return False
-        for event in events.feed(text):
-            outlet.put(_encoder.encode(event))
+        if told := events.feed(text):
+            outlet.put(*map(_encoder.encode, told))
         return True
 
 

@@ -78,13 +78,18 @@ class Socket:
             raise too_large(self._max_message_bytes)
         return decode_object(data)
 
-    async def send(self, message: bytes) -> None:
-        """Raises ``SocketClosed``."""
-        async with self._sending:
-            try:
-                await self._websocket.send({"type": "websocket.send", "text": message.decode()})
-            except (WebSocketDisconnect, RuntimeError):  # RuntimeError: a close was sent already
-                raise SocketClosed from None
+    async def send(self, *messages: bytes, urgent: bool = True) -> None:
+        """What is not urgent may wait for what is sent next. Raises ``SocketClosed``."""
+        outlet = self.outlet
+        if outlet is not None and outlet.is_open and messages:
+            (outlet.put if urgent else outlet.hold)(*messages)
+            return
+        for message in messages:
+            async with self._sending:
+                try:
+                    await self._websocket.send({"type": "websocket.send", "text": message.decode()})
+                except (WebSocketDisconnect, RuntimeError):  # RuntimeError: a close was sent already
+                    raise SocketClosed from None
 
     async def error(
         self,

@@ -47,16 +47,6 @@ def test_what_is_taken_and_not_done_is_held(pipe: tuple[int, int]) -> None:
     assert list(reader.held) == [f"{ACK}.0", f"{ACK}.2"]
 
 
-def test_what_is_told_at_once_is_one_write_as_far_as_that_is_whole(pipe: tuple[int, int]) -> None:
-    reading, writing = pipe
-    line = Lifeline(writing)
-    taken = [f"{ACK}.{n}" for n in range(100)]  # together more than a pipe takes in one piece
-    line.took(*taken)
-    line.done(*taken[1:])
-    line.done()
-    assert list(drained(reading).held) == taken[:1]
-
-
 def test_a_full_pipe_blocks_nobody_and_what_was_held_is_not_known_any_more(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
     line = Lifeline(writing)

@@ -1,10 +1,10 @@
-"""Head and body of an answer on their way out."""
+"""The beginning of an answer on its way out."""
 
 from __future__ import annotations
 
 import asyncio
 
-from gateway.held_head import HeldHead
+from gateway.held import Held, HeldHead
 
 HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
 
@@ -71,3 +71,31 @@ async def test_nothing_is_written_to_a_connection_that_is_gone() -> None:
     wire.closed = True
     held.close()
     assert wire.written == []
+
+
+async def test_what_is_held_goes_in_its_order_with_what_is_written() -> None:
+    wire = Wire()
+    held = Held(wire)
+    held.hold(b"created ")
+    held.hold(b"queued ")
+    held.write(b"text")
+    held.write(b"more")
+    assert wire.written == [b"created queued text", b"more"]
+
+
+async def test_head_and_first_events_go_together() -> None:
+    wire = Wire()
+    held = HeldHead(wire)
+    held.write(HEAD)
+    held.hold(b"created ")
+    held.write(b"text")
+    assert wire.written == [HEAD + b"created text"]
+
+
+async def test_what_nothing_follows_goes_alone() -> None:
+    wire = Wire()
+    held = Held(wire)
+    held.hold(b"created ")
+    held.hold(b"queued ")
+    await wire.news.wait()
+    assert wire.written == [b"created queued "]
