@@ -6,7 +6,7 @@ Hazards of nats-py 2.16 that are dealt with here, each read in its source:
 and fail at the moment of the break; a ``flush()`` or ``rtt()`` that is cancelled or times out kills the
 read loop when its PONG comes (``set_result`` on a cancelled future), so neither is used; ``drain()``
 swallows its own cancellation and may then hang, so closing writes out what is pending and closes; a
-message whose subject or status line is not UTF-8 ends the read loop, so ``_Client`` reads them for it.
+message whose subject or status line is not UTF-8 ends the read loop, so ``NatsClient`` reads them for it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import nats
-from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
 from broker import metrics
 from broker.credentials import Credentials, CredentialsError
-from broker.nats_parser import ShortcutParser, Take
+from broker.nats_client import Headers, NatsClient, command, header_lines
 from broker.settings import masked_urls
 from schemas.config import Nats
 from schemas.errors import HeadraceError
@@ -40,7 +38,6 @@ FLUSH_TIMEOUT_S = 0.5  # how long one publish may wait for a full output buffer
 CLOSE_LIMIT_S = 2.0
 
 Why = Literal["disconnected", "timeout", "no_responders"]
-Headers = dict[str, str]
 
 
 class BrokerUnavailable(Exception):
@@ -73,58 +70,13 @@ class _Waiter:
             self.done.set_exception(NoAnswer(why, subject))
 
 
-class _Client(Client):
-    """Reads what any publisher may send, so that nothing of it ends the read loop."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._ps = self.parser = ShortcutParser(self)
-
-    async def publish_commands(self, commands: bytes, messages: int) -> None:
-        """``messages`` PUB commands as they go over the wire, appended to the output buffer in one piece.
-        What ``publish`` does beside that costs 3 us a message. Nothing is checked here."""
-        self.stats["out_msgs"] += messages
-        self.stats["out_bytes"] += len(commands)
-        await self._send_command(commands)
-        if self._flush_queue is not None and self._flush_queue.empty():
-            await self._flush_pending()
-
-    def _build_message(
-        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: Headers | None
-    ) -> Msg:
-        return self.msg_class(
-            subject=subject.decode(errors="replace"),
-            reply=reply.decode(errors="replace"),
-            data=data,
-            headers=headers,
-            _client=self,
-            _sid=sid,
-        )
-
-    async def _process_headers(self, headers: bytes | None) -> Headers | None:
-        return parse_headers(headers) if headers else None
-
-
-def parse_headers(headers: bytes) -> Headers | None:
-    """``NATS/1.0[ status[ description]]`` and lines of ``name: value`` (ADR-4). 4 us for the six of a
-    direct get, against nats-py's 17: whoever takes over a response reads dozens of those."""
-    first, *lines = headers.decode(errors="replace").split("\r\n")
-    status, _, description = first[len("NATS/1.0 ") :].partition(" ")
-    found = {"Status": status, "Description": description} if status.isdigit() else {}
-    for line in lines:
-        name, colon, value = line.partition(":")
-        if colon:
-            found[name] = value.strip()
-    return found or None
-
-
 class Broker:
     """``epoch`` grows at every reconnect: whatever was outstanding on the wire before it is lost."""
 
     def __init__(self, config: Nats, name: str) -> None:
         self.config = config
         self.name = name
-        self.nc = _Client()
+        self.nc = NatsClient()
         self.js: JetStreamContext = self.nc.jetstream()
         self.epoch = 0
         self._on_reconnect: list[Callable[[], None]] = []
@@ -206,18 +158,6 @@ class Broker:
             else:
                 await self._up.wait()
 
-    async def subscribe_short(self, subject: str, take: Take) -> Subscription:
-        """Its messages go to ``take`` as they are read, past nats-py's queue and task. Raises
-        ``nats.errors.Error``. End it with ``unsubscribe_short``."""
-        subscription = await self.nc.subscribe(subject)
-        self.nc.parser.takers[_id_of(subscription)] = take
-        return subscription
-
-    async def unsubscribe_short(self, subscription: Subscription) -> None:
-        """Raises ``nats.errors.Error``; nothing is taken any more all the same."""
-        self.nc.parser.takers.pop(_id_of(subscription), None)
-        await subscription.unsubscribe()
-
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         """``callback`` is called after every reconnect, subscriptions being in place; it must not block."""
         self._on_reconnect.append(callback)
@@ -270,7 +210,7 @@ class Broker:
         self._waiting[inbox] = waiter
         timer = loop.call_later(timeout_s, waiter.fail, "timeout", subject)  # a tenth of an asyncio.timeout
         try:
-            await self.nc.publish_commands(_command(subject, inbox, lines, payload), 1)
+            await self.nc.publish_commands(command(subject, inbox, lines, payload), 1)
             return await waiter.done
         except nats.errors.Error:
             raise NoAnswer("disconnected", subject) from None
@@ -369,34 +309,6 @@ class Broker:
 
     async def _closed(self) -> None:
         self._finish()
-
-
-def _id_of(subscription: Subscription) -> bytes:
-    """As it stands on the wire."""
-    return b"%d" % subscription._id
-
-
-def header_lines(headers: Headers | None) -> bytes:
-    """As they stand on the wire, where the server's max_payload counts them. A line break becomes a space. A
-    tenth of what nats-py takes for ten of them."""
-    if not headers:
-        return b""
-    lines = [f"{name}: {_on_one_line(value)}\r\n" for name, value in headers.items()]
-    return f"NATS/1.0\r\n{''.join(lines)}\r\n".encode()
-
-
-def _on_one_line(value: str) -> str:
-    return value.replace("\r", " ").replace("\n", " ")
-
-
-def _command(subject: str, reply: str, headers: bytes, payload: bytes) -> bytes:
-    """Raises ``BadSubjectError``."""
-    if len(subject.split()) != 1:
-        raise nats.errors.BadSubjectError
-    to, size = f"{subject} {reply}".encode(), len(headers) + len(payload)
-    if headers:
-        return b"HPUB %b %d %d\r\n%b%b\r\n" % (to, len(headers), size, headers, payload)
-    return b"PUB %b %d\r\n%b\r\n" % (to, size, payload)
 
 
 def unix_ms() -> int:

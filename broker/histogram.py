@@ -19,7 +19,7 @@ class StepHistogram(Histogram):
         self._buckets[bisect_left(self._upper_bounds, amount)].inc(count)
 
 
-class Tally:
+class StepTally:
     """Counts as such a histogram does, at 0.3 us a call, until ``hand_over`` puts it all into it."""
 
     def __init__(self, histogram: StepHistogram) -> None:

@@ -16,7 +16,8 @@ from typing import TypeVar
 import msgspec
 from nats.aio.msg import Msg
 
-from broker.connection import Broker, Headers, NoAnswer
+from broker.connection import Broker, NoAnswer
+from broker.nats_client import Headers
 
 API = "$JS.API"
 API_TIMEOUT_S = 5.0

@@ -17,7 +17,8 @@ import nats.errors
 
 from broker import jetstream, subjects, topology
 from broker.allocation import allocate
-from broker.connection import Broker, Headers, NoAnswer, header_lines
+from broker.connection import Broker, NoAnswer
+from broker.nats_client import Headers, header_lines
 from broker.pull import Delivery, Loss, PullLoop
 from schemas import codec
 from schemas.errors import HeadraceError

@@ -13,13 +13,12 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import UTC, datetime
-from functools import cache
 
 import msgspec
 import uvloop
-from prometheus_client import Counter
 
 from broker.connection import BrokerClosed, BrokerUnavailable
+from broker.labelled import labelled
 from broker.loop_lag import LoopLag
 from broker.metrics import LOG_RECORDS, PortUnavailable
 from broker.settings import ConfigError
@@ -129,13 +128,8 @@ def set_up_logging(name: str, config: Logging) -> None:
 
 
 def _counted(record: logging.LogRecord) -> bool:
-    _records(record.levelname).inc()
+    labelled(LOG_RECORDS, record.levelname.lower()).inc()
     return True
-
-
-@cache
-def _records(level: str) -> Counter:
-    return LOG_RECORDS.labels(level=level.lower())
 
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}

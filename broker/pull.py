@@ -18,8 +18,9 @@ import nats.errors
 from nats.aio.subscription import Subscription
 
 from broker import metrics
-from broker.connection import Broker, Headers, parse_headers
+from broker.connection import Broker
 from broker.jetstream import API
+from broker.nats_client import Headers, parse_headers
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +138,7 @@ class PullLoop:
         self.outstanding = self.behind = 0
         self.lost = None
         self._inbox = self._broker.nc.new_inbox()
-        self._subscription = await self._broker.subscribe_short(self._inbox, self._receive)
+        self._subscription = await self._broker.nc.subscribe_short(self._inbox, self._receive)
 
     async def pull(self, batch: int, *, expires_s: float, heartbeat_s: float = 0.0) -> None:
         """Ask for ``batch`` more messages; what has not come after ``expires_s`` is asked for no more."""
@@ -170,7 +171,7 @@ class PullLoop:
     async def _unsubscribe(self) -> None:
         if self._subscription is not None:
             try:
-                await self._broker.unsubscribe_short(self._subscription)
+                await self._broker.nc.unsubscribe_short(self._subscription)
             except nats.errors.Error as error:  # closed or reconnecting: the server has forgotten it anyway
                 log.debug("unsubscribe of %s: %s", self.consumer, error)
             self._subscription = None

@@ -17,7 +17,7 @@ from broker.topology import TopologyError
 from schemas.config import Config, Nats
 from schemas.ids import TENANT_PATTERN, TenantId
 from schemas.key import StoredKey, new_key
-from schemas.quota import Quota
+from schemas.quota import OwnQuota
 
 CONNECT_S = 5.0  # someone sits and waits
 T = TypeVar("T")
@@ -33,13 +33,15 @@ class ShownKey(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     tenant: str
     name: str
-    quota: Quota
+    quota: OwnQuota
     created_unix_ms: int
     expires_unix_ms: int | None
     expired: bool
 
 
-def create(config: Config, tenant: str, *, name: str, quota: Quota, lives_s: float | None) -> tuple[str, str]:
+def create(
+    config: Config, tenant: str, *, name: str, quota: OwnQuota, lives_s: float | None
+) -> tuple[str, str]:
     """The new key's id and its text, which cannot be shown again. Raises ``KeysError``."""
     if not re.match(TENANT_PATTERN, tenant):
         raise KeysError(f"{tenant!r} is no tenant's id: 1 to 64 letters, digits and _ . @ -")

@@ -5,13 +5,12 @@ and time enough before its deadline; and in which lane it waits. Must not know p
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
-from prometheus_client import Counter
 from redis.asyncio import Redis
 
 from broker import metrics
 from broker.connection import Broker
+from broker.labelled import labelled
 from gateway.catalog import Catalog, ModelCard
 from gateway.generation import Generation, Queued
 from gateway.limits import Claim, TenantLimits
@@ -48,7 +47,7 @@ class Admission:
         self.tenants = TenantLimits(redis, health, limits)
         self.queues = QueueWatch(broker, catalog.models)
         self.retention = RetentionWatch(broker, gateway.deadline_s)
-        self._defaults = Quota(
+        self._configured = Quota(
             requests_per_minute=limits.requests_per_minute,
             tokens_per_minute=limits.tokens_per_minute,
             concurrent_responses=limits.concurrent_responses,
@@ -70,7 +69,7 @@ class Admission:
             response=response,
             tenant=generation.tenant,
             model=card.token,
-            quota=effective(generation.quota, self._defaults),
+            quota=generation.quota.over(self._configured),
             tokens=_tokens_of(generation),
             slots=card.slots,
         )
@@ -86,7 +85,7 @@ class Admission:
                 ticket.withdraw()
                 raise
         ticket.first = self.queues.wait_of_next(card, generation.priority, ruling.lane)
-        _admitted(card.name, ruling.lane).inc()
+        labelled(metrics.ADMITTED, card.name, ruling.lane).inc()
         return ticket
 
     def _check_room(self, generation: Generation, card: ModelCard) -> None:
@@ -154,11 +153,6 @@ class Ticket:
         self._admission.tenants.give_back(self._claim, requests=-1, tokens=-self._claim.tokens)
 
 
-@lru_cache(maxsize=512)
-def _admitted(model: str, lane: Lane) -> Counter:
-    return metrics.ADMITTED.labels(model=model, lane=lane)
-
-
 def _service_s(live: Live) -> float | None:
     """How long it held a slot; None where that tells nothing of others."""
     if live.started_unix_ms is None or live.finished_unix_ms is None or live.end is None:
@@ -166,15 +160,6 @@ def _service_s(live: Live) -> float | None:
     if live.end.outcome not in ("completed", "incomplete"):
         return None
     return max(0.0, live.finished_unix_ms - live.started_unix_ms) / 1000
-
-
-def effective(own: Quota, defaults: Quota) -> Quota:
-    """A key's or token's own numbers; where it has none, those of the configuration."""
-    return Quota(
-        requests_per_minute=own.requests_per_minute or defaults.requests_per_minute,
-        tokens_per_minute=own.tokens_per_minute or defaults.tokens_per_minute,
-        concurrent_responses=own.concurrent_responses or defaults.concurrent_responses,
-    )
 
 
 def _tokens_of(generation: Generation) -> int:

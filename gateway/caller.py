@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from schemas.ids import TenantId
-from schemas.quota import UNLIMITED, Quota
+from schemas.quota import AS_CONFIGURED, OwnQuota
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
     tenant: TenantId
-    quota: Quota = UNLIMITED
+    quota: OwnQuota = AS_CONFIGURED
 
 
 LOCAL = Caller(TenantId("local"))  # everyone, where no authentication is configured

@@ -19,7 +19,7 @@ from gateway.output.pieces import Piece
 from schemas.ids import ResponseId, TenantId
 from schemas.job import Message as ChatMessage
 from schemas.job import OutputShape, Priority, Route, ToolCall
-from schemas.quota import UNLIMITED, Quota
+from schemas.quota import AS_CONFIGURED, OwnQuota
 from schemas.reply import FinishReason, Timings, TokenLogprobs, Usage
 from schemas.sampling import Sampling
 
@@ -102,7 +102,7 @@ class Generation(msgspec.Struct, frozen=True):
     traceparent: str | None = None
     request_id: str = ""
     trace: Trace | None = None
-    quota: Quota = UNLIMITED
+    quota: OwnQuota = AS_CONFIGURED
     rtt_ms: float | None = None  # to the client, measured
     cache: CacheWish = "auto"
     received_unix_ms: float = 0.0  # when the request's bytes were here; edge time counts from it

@@ -10,14 +10,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator
-from functools import lru_cache
-
-from prometheus_client import Counter
 
 from broker import metrics
 from broker.connection import Broker
 from broker.follow import LogFollower
 from broker.jetstream import ApiError
+from broker.labelled import labelled
 from gateway import closer
 from gateway.attendance import Attendance
 from gateway.background import Background
@@ -286,7 +284,8 @@ class InFlight:
     def live_left(self, live: Live) -> None:
         """Count what was generated for nobody. Of one with clients elsewhere, no gateway can tell."""
         if not live.elsewhere:
-            _unread_tokens(live.model_name).inc(len(live.log.ids) - live.read_tokens)
+            unread = len(live.log.ids) - live.read_tokens
+            labelled(metrics.TOKENS_UNREAD, live.model_name).inc(unread)
 
     def _to_tell_of(self) -> Iterator[ResponseId]:
         for response, entry in self._entries.items():
@@ -373,11 +372,6 @@ class InFlight:
                 entry.closing = False
 
         self._background.spawn(close(), f"close {entry.live.response_id}")
-
-
-@lru_cache(maxsize=256)
-def _unread_tokens(model: str) -> Counter:
-    return metrics.TOKENS_UNREAD.labels(model=model)
 
 
 def _unreadable() -> HeadraceError:

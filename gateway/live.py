@@ -52,7 +52,7 @@ class LiveOwner(Protocol):
 
     def live_ended(self, live: Live) -> None: ...  # called once
 
-    def live_left(self, live: Live) -> None: ...  # called once, when it has ended and no reader is left
+    def live_left(self, live: Live) -> None: ...  # called once: it has ended, and who came to read has left
 
 
 class Follower(Protocol):
@@ -92,7 +92,8 @@ class Live:
         self._released = Released(job, detokenizer)
         self._readers: list[Follower] = []
         self._owner = owner
-        self._kept = False  # this is what was kept of an ended one
+        self._had_reader = False
+        self._left = False  # its owner knows, or need not: this is what was kept of an ended one
 
     @property
     def response_id(self) -> ResponseId:
@@ -173,7 +174,7 @@ class Live:
         kept._log = copy.copy(self._log)
         kept._log.end = None  # its message repeats the whole completion; what it came to is in ``end``
         kept._readers = []
-        kept._kept = True
+        kept._left = True
         return kept
 
     @property
@@ -294,8 +295,8 @@ class Live:
             reasoning_tokens=min(self._released.reasoning_tokens, found.total),
         )
         self._owner.live_ended(self)
-        if not self._readers:
-            self._owner.live_left(self)
+        if self._had_reader or found.outcome == "cancelled":  # else its client comes yet: it was that quick
+            self._check_left()
         self._wake()
 
     def waits(self, queued: Queued) -> None:
@@ -323,18 +324,22 @@ class Live:
     def attach(self, reader: Follower) -> None:
         """Detach it, or the response is never taken for deserted."""
         self._readers.append(reader)
+        self._had_reader = True
         if len(self._readers) == 1:
             self._owner.live_attended(self)
 
     def detach(self, reader: Follower) -> None:
         if reader in self._readers:
             self._readers.remove(reader)
-            if self._readers:
-                return
-            if self.end is None:
+            if self.end is not None:
+                self._check_left()
+            elif not self._readers:
                 self._owner.live_deserted(self)
-            elif not self._kept:
-                self._owner.live_left(self)
+
+    def _check_left(self) -> None:
+        if not self._readers and not self._left:
+            self._left = True
+            self._owner.live_left(self)
 
     def text_since(self, position: int) -> Text | Parsed | None:
         """Text, or pieces, released by the tokens behind ``position``, merged; ends with the last one

@@ -6,7 +6,7 @@ import time
 from functools import lru_cache
 from typing import Literal, get_args
 
-from broker.histogram import Tally
+from broker.histogram import StepTally
 from broker.metrics import CACHED_PROMPT_TOKENS, GATEWAY, SAVED_TOKENS, STAGE_S
 from broker.stages import PARTS, Parts
 from gateway.generation import Ended, Outcome
@@ -79,7 +79,7 @@ class _Model:
         # all at once: a rate does not see the first of what was not there before
         self.requests = {o: GATEWAY.requests.labels(model=name, outcome=o) for o in get_args(Outcome)}
         self.first_token_s = GATEWAY.first_token_s.labels(model=name)
-        self.inter_token_s = Tally(GATEWAY.inter_token_s.labels(model=name))
+        self.inter_token_s = StepTally(GATEWAY.inter_token_s.labels(model=name))
         self.end_to_end_s = GATEWAY.end_to_end_s.labels(model=name)
         self.queue_wait_s = GATEWAY.queue_wait_s.labels(model=name)
         self.prompt_tokens = GATEWAY.prompt_tokens.labels(model=name)

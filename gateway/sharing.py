@@ -16,6 +16,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from broker import metrics
+from broker.labelled import labelled
 from gateway.acceptance import Opening
 from gateway.background import Background
 from gateway.cache_key import CacheWish, may_share
@@ -133,7 +134,7 @@ def _planned(job: Job, found: Found | None) -> Plan:
 
 
 def _counted(job: Job, status: CacheStatus, result: str, opening: Opening | None) -> Plan:
-    metrics.CACHE_LOOKUPS.labels(model=job.model_name, result=result).inc()
+    labelled(metrics.CACHE_LOOKUPS, job.model_name, result).inc()
     shown = msgspec.structs.replace(job.presentation, cache=status)
     return Plan(msgspec.structs.replace(job, presentation=shown, held=opening is not None), opening)
 

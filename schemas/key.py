@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from schemas.ids import TENANT_PATTERN, TenantId
-from schemas.quota import UNLIMITED, Quota
+from schemas.quota import AS_CONFIGURED, OwnQuota
 
 PREFIX = "hr-"
 KEY_ID_PATTERN = r"^[0-9a-f]{12}\Z"  # a subject token of the bucket
@@ -29,7 +29,7 @@ class StoredKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, t
     digest: Annotated[bytes, Meta(min_length=32, max_length=32)]
     tenant: Annotated[TenantId, Meta(pattern=TENANT_PATTERN)]
     name: str = ""
-    quota: Quota = UNLIMITED
+    quota: OwnQuota = AS_CONFIGURED
     created_unix_ms: int
     expires_unix_ms: int = 0
 
@@ -48,7 +48,7 @@ class KeyText(NamedTuple):
 
 
 def new_key(
-    tenant: TenantId, *, name: str, quota: Quota, now_unix_ms: int, expires_unix_ms: int = 0
+    tenant: TenantId, *, name: str, quota: OwnQuota, now_unix_ms: int, expires_unix_ms: int = 0
 ) -> tuple[str, StoredKey]:
     """The key's text, which nobody can tell again, and what is stored of it."""
     key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)

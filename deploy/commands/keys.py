@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from deploy.keys import ShownKey
 
 _LIMIT = click.IntRange(min=0)
+_LIMIT_HELP = "0: no limit. Left out: the one of [limits]."
 
 
 @click.group()
@@ -28,9 +29,9 @@ def command() -> None:
 @command.command()
 @click.argument("tenant")
 @click.option("--name", default="", help="What it is for.")
-@click.option("--requests-per-minute", type=_LIMIT, default=0, help="0: no limit.")
-@click.option("--tokens-per-minute", type=_LIMIT, default=0, help="Of prompts and answers; 0: no limit.")
-@click.option("--concurrent-responses", type=_LIMIT, default=0, help="0: no limit.")
+@click.option("--requests-per-minute", type=_LIMIT, help=_LIMIT_HELP)
+@click.option("--tokens-per-minute", type=_LIMIT, help=f"Of prompts and answers. {_LIMIT_HELP}")
+@click.option("--concurrent-responses", type=_LIMIT, help=_LIMIT_HELP)
 @click.option(
     "--expires-in-days", type=click.FloatRange(min=0, min_open=True, max=36_500), help="Else never."
 )
@@ -40,17 +41,17 @@ def create(
     invocation: Invocation,
     tenant: str,
     name: str,
-    requests_per_minute: int,
-    tokens_per_minute: int,
-    concurrent_responses: int,
+    requests_per_minute: int | None,
+    tokens_per_minute: int | None,
+    concurrent_responses: int | None,
     expires_in_days: float | None,
     quiet: bool,
 ) -> None:
     """Make an API key for TENANT. It is shown once and cannot be read again."""
     from deploy import keys
-    from schemas.quota import Quota
+    from schemas.quota import OwnQuota
 
-    quota = Quota(
+    quota = OwnQuota(
         requests_per_minute=requests_per_minute,
         tokens_per_minute=tokens_per_minute,
         concurrent_responses=concurrent_responses,
@@ -118,7 +119,7 @@ def _words(key: ShownKey) -> Iterator[str]:
 def _limits(key: ShownKey) -> Iterator[tuple[str, int]]:
     from msgspec.structs import asdict
 
-    yield from ((limit, value) for limit, value in asdict(key.quota).items() if value)
+    yield from ((limit, value) for limit, value in asdict(key.quota).items() if value is not None)
 
 
 def _day(unix_ms: int) -> str:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from gateway.api import chat_events
 from gateway.api.chat_events import DONE, ChatChunks, completion, failure
-from gateway.api.choices import Tally, generate_choices, siblings, usage_so_far
+from gateway.api.choices import UsageTally, generate_choices, siblings, usage_so_far
 from gateway.api.errors import http_body
 from gateway.api.event_stream import EventStream, Source
 from gateway.api.front import Front
@@ -44,7 +44,7 @@ async def create(front: Front, request: Request) -> Response:
 
 
 async def _answer(front: Front, chat: ChatCompletion, lives: list[Live]) -> chat_events.ChatCompletion:
-    tally = Tally(len(lives), choices=len(lives))
+    tally = UsageTally(len(lives), choices=len(lives))
     wholes, used = [], None
     for i, live in enumerate(lives):
         assert live.end is not None
@@ -68,7 +68,7 @@ async def _choice(front: Front, chat: ChatCompletion, live: Live) -> chat_events
 
 
 async def _stream(front: Front, chat: ChatCompletion, structure: str, lives: list[Live]) -> Response:
-    tally = Tally(len(lives), choices=len(lives))
+    tally = UsageTally(len(lives), choices=len(lives))
     first = lives[0]
     sources = [
         Source(

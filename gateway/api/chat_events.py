@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from gateway.api.choices import Tally
+from gateway.api.choices import UsageTally
 from gateway.api.errors import http_body, of_end
 from gateway.api.token_logprobs import Spelling, show
 from gateway.generation import Ended, Parsed, Queued, Text, Update
@@ -176,7 +176,7 @@ class ChatChunks:
         include_usage: bool,
         include_logprobs: bool,
         index: int = 0,
-        tally: Tally | None = None,
+        tally: UsageTally | None = None,
         so_far: Callable[[], Usage] | None = None,
         structure: str = "",
         call_response: ResponseId | None = None,
@@ -193,7 +193,7 @@ class ChatChunks:
         self._include_usage = include_usage
         self._include_logprobs = include_logprobs
         self._index = index
-        self._tally = tally or Tally(1, choices=1)
+        self._tally = tally or UsageTally(1, choices=1)
         self._so_far = so_far
         self._structure = structure
         self._role_sent = False

@@ -125,7 +125,7 @@ def usage_so_far(live: Live) -> Usage:
     return Usage(prompt_tokens=len(live.job.prompt_ids), completion_tokens=live.total)
 
 
-class Tally:
+class UsageTally:
     """The usage of all choices. A prompt counts once, however many choices it has, as at OpenAI; of its
     siblings the first tells what was cached. ``reasoning_tokens``: of those that have ended."""
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from gateway.api import completions_events
 from gateway.api.chat_events import DONE, failure, usage
-from gateway.api.choices import Tally, generate_choices, siblings
+from gateway.api.choices import UsageTally, generate_choices, siblings
 from gateway.api.completions_events import CompletionChunks, Spell, choice
 from gateway.api.errors import http_body
 from gateway.api.event_stream import EventStream, Source
@@ -44,7 +44,7 @@ async def create(front: Front, request: Request) -> Response:
 
 
 async def _answer(asked: Completion, lives: list[Live]) -> completions_events.Completion:
-    tally, used, choices = Tally(len(lives), choices=asked.choices), None, []
+    tally, used, choices = UsageTally(len(lives), choices=asked.choices), None, []
     before = await _repeated(asked, lives)
     for i, live in enumerate(lives):
         assert live.end is not None
@@ -56,7 +56,7 @@ async def _answer(asked: Completion, lives: list[Live]) -> completions_events.Co
 
 
 async def _stream(front: Front, asked: Completion, structure: str, lives: list[Live]) -> Response:
-    tally = Tally(len(lives), choices=asked.choices)
+    tally = UsageTally(len(lives), choices=asked.choices)
     before = await _repeated(asked, lives)
     sources = [
         Source(

@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from gateway.api.chat_events import DONE, CompletionUsage, failure, finish_reason, usage
-from gateway.api.choices import Tally, usage_so_far
+from gateway.api.choices import UsageTally, usage_so_far
 from gateway.api.errors import http_body
 from gateway.api.token_logprobs import LOWEST
 from gateway.generation import Ended, Text, Update
@@ -89,7 +89,7 @@ class CompletionChunks:
         *,
         before: str,
         spell: Spell | None,
-        tally: Tally,
+        tally: UsageTally,
         include_usage: bool,
         continuous_usage: bool,
         structure: str,

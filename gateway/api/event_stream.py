@@ -10,18 +10,18 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 
-from prometheus_client import Gauge
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from broker.labelled import labelled
 from broker.metrics import STREAMS
 from gateway.api.errors import internal
 from gateway.api.front import Front
 from gateway.api.http_request import ClientGone, give_up_all
 from gateway.api.token_logprobs import off_loop
-from gateway.generation import Api, Ended, Parsed, Text, Update, is_urgent
+from gateway.generation import Ended, Parsed, Text, Update, is_urgent
 from gateway.live import Live
 from gateway.live_reader import LiveReader
 from gateway.outlet import Outlet, count_events, outlet_of
@@ -74,7 +74,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._outlet = outlet_of(scope)
-        streams = _streams(self._sources[0].live.job.presentation.api)
+        streams = labelled(STREAMS, self._sources[0].live.job.presentation.api, "sse")
         streams.inc(len(self._sources))
         try:
             await send({"type": "http.response.start", "status": 200, "headers": [*_HEADERS, *self._more]})
@@ -167,11 +167,6 @@ class EventStream(Response):
             tasks.create_task(self._write(send, b": waiting\n\n"), name="beat-event-stream")
         self._silent = True
         self._beat_later(tasks, send)
-
-
-@cache
-def _streams(api: Api) -> Gauge:
-    return STREAMS.labels(api=api, transport="sse")
 
 
 async def _watch(receive: Receive) -> None:

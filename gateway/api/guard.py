@@ -76,8 +76,8 @@ class Seats:
     def __init__(self, app: ASGIApp, front: Front) -> None:
         self._app = app
         self._front = front
-        self._of_address = Tally(front.limits.max_connections_per_address, "address")
-        self._of_tenant = Tally(front.limits.max_connections_per_tenant, "tenant")
+        self._of_address = SeatCount(front.limits.max_connections_per_address, "address")
+        self._of_tenant = SeatCount(front.limits.max_connections_per_tenant, "tenant")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket") or scope["path"] in _UNCOUNTED:
@@ -98,7 +98,7 @@ class Seats:
             await refuse(error, scope, receive, send)
 
 
-class Tally:
+class SeatCount:
     """Connections of each of a kind; ``most`` 0: any number. Those whose name is empty are not counted."""
 
     def __init__(self, most: int, kind: str) -> None:

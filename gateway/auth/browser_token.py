@@ -18,7 +18,7 @@ from msgspec import Meta
 from gateway.auth.grant import Grant, refused
 from gateway.caller import Caller
 from schemas.ids import TENANT_PATTERN, TenantId
-from schemas.quota import UNLIMITED, Quota
+from schemas.quota import AS_CONFIGURED, OwnQuota
 
 PREFIX = "hrt."
 _PURPOSE = b"browser-token\x00"
@@ -29,7 +29,7 @@ class _Claims(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     tenant: Annotated[TenantId, Meta(pattern=TENANT_PATTERN)]
     expires_unix_s: int
-    quota: Quota = UNLIMITED
+    quota: OwnQuota = AS_CONFIGURED
     key_id: str = ""
     until_unix_s: float = 0.0
     origin: str = ""

@@ -18,7 +18,7 @@ from gateway.auth.jwks import Jwks
 from gateway.caller import Caller
 from schemas.config import Auth
 from schemas.ids import TENANT_PATTERN, TenantId
-from schemas.quota import UNLIMITED, Quota
+from schemas.quota import AS_CONFIGURED, OwnQuota
 
 log = logging.getLogger(__name__)
 _TENANT = re.compile(TENANT_PATTERN)
@@ -63,7 +63,7 @@ class JwtReader:
             raise refused(f"This JWT names no tenant in its claim {self._config.jwt_tenant_claim!r}.")
         told = claims.get(self._config.jwt_quota_claim)
         try:
-            quota = UNLIMITED if told is None else msgspec.convert(told, Quota)
+            quota = AS_CONFIGURED if told is None else msgspec.convert(told, OwnQuota)
         except msgspec.ValidationError as error:
             log.warning("a JWT of tenant %s is refused, its quota does not read: %s", tenant, error)
             raise refused(f"This JWT's claim {self._config.jwt_quota_claim!r} is no quota.") from None

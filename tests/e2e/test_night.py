@@ -20,7 +20,7 @@ import pytest
 
 from deploy import keys
 from schemas.config import Config, Nats
-from schemas.quota import Quota
+from schemas.quota import OwnQuota
 from tests.e2e.stack import Stack, wait_until
 from workers.engine.sim_words import FIRST_WORD_ID, WORDS
 
@@ -45,7 +45,7 @@ class Night:
         self.environment = {**os.environ, **ENV, "HEADRACE_NATS__URL": self.stack.nats_url}
         config = Config(nats=Nats(url=self.stack.nats_url))
         self._keys = {
-            name: keys.create(config, name, name="", quota=Quota(), lives_s=None)[1] for name in TENANTS
+            name: keys.create(config, name, name="", quota=OwnQuota(), lives_s=None)[1] for name in TENANTS
         }
 
     def ask(self, tenant: str, text: str = "what flows", **fields: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from deploy.bench.alarm import Alarm
 from deploy.bench.distribution import Fixed, Uniform
 from deploy.bench.plan import Api
 from schemas.config import Config
-from schemas.quota import Quota
+from schemas.quota import OwnQuota
 from tests.integration.conftest import NatsServer, RedisServer, free_port
 from tests.integration.gateway.processes import Gateway, Process, gateway, worker
 
@@ -244,7 +244,7 @@ def test_the_key_is_sent_and_shown_nowhere(
     tmp_path: Path,
 ) -> None:
     config = Config(nats=shared_nats_server.config)
-    _, key = keys.create(config, "acme", name="", quota=Quota(), lives_s=None)
+    _, key = keys.create(config, "acme", name="", quota=OwnQuota(), lives_s=None)
     auth = {"methods": "keys"}
     with gateway(shared_nats_server, shared_redis_server, tmp_path, auth) as guarded:
         words = [guarded.url, "--model", MODEL, "--conversations", "2", "--output-tokens", "5"]

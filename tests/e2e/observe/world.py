@@ -24,7 +24,7 @@ import nats
 
 from deploy import keys
 from schemas.config import Config, Nats
-from schemas.quota import Quota
+from schemas.quota import OwnQuota
 from tests.e2e.observe.prometheus import Prometheus, programs
 from tests.e2e.stack import Stack, wait_until
 from tests.integration.conftest import free_port
@@ -35,7 +35,12 @@ from workers.engine.sim_words import FIRST_WORD_ID, WORDS
 MODELS = ("river", "brook")
 POISON = "mooncraft"  # a word whose token crashes the engine
 SLOTS = 8
-TENANTS = {"acme": Quota(), "globex": Quota(), "flood": Quota(), "limited": Quota(requests_per_minute=1)}
+TENANTS = {
+    "acme": OwnQuota(),
+    "globex": OwnQuota(),
+    "flood": OwnQuota(),
+    "limited": OwnQuota(requests_per_minute=1),
+}
 ENV = {
     "HEADRACE_AUTH__METHODS": "keys",
     "HEADRACE_GATEWAY__DEADLINE_S": "60",

@@ -15,14 +15,14 @@ from broker.keys import KeyRing
 from schemas import codec
 from schemas.ids import TenantId
 from schemas.key import StoredKey, new_key
-from schemas.quota import Quota
+from schemas.quota import OwnQuota
 from tests.integration.conftest import NatsServer
 
 LIMIT_S = 20.0
 
 
 def made(tenant: str = "acme") -> StoredKey:
-    return new_key(TenantId(tenant), name="n", quota=Quota(requests_per_minute=1), now_unix_ms=1)[1]
+    return new_key(TenantId(tenant), name="n", quota=OwnQuota(requests_per_minute=1), now_unix_ms=1)[1]
 
 
 @asynccontextmanager

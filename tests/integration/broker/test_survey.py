@@ -160,10 +160,12 @@ async def test_the_traffic_of_the_connection_is_counted_whichever_way_it_is_read
     assert before is not None
     assert size_before is not None
     got: list[bytes] = []
-    taken = await broker.subscribe_short("test.short", lambda subject, reply, headers, data: got.append(data))
+    taken = await broker.nc.subscribe_short(
+        "test.short", lambda subject, reply, headers, data: got.append(data)
+    )
     for _ in range(5):
         await broker.nc.publish("test.short", b"12345678")
     await until(lambda: len(got) == 5)  # a flush does not do: its ping overtakes what waits
     assert shown("broker_messages_total", direction="in") == before + 5
     assert shown("broker_bytes_total", direction="in") == size_before + 40
-    await broker.unsubscribe_short(taken)
+    await broker.nc.unsubscribe_short(taken)

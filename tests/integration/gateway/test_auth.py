@@ -67,6 +67,7 @@ def guarded(
         shared_redis_server,
         folder,
         auth,
+        limits={"requests_per_minute": 1000},
         allowed_origins=PAGE,
         trusted_proxies="127.0.0.1",
         max_connections_per_address=4,
@@ -386,6 +387,28 @@ async def test_wrong_keys_are_answered_429_in_the_end_and_good_ones_still_get_in
         assert codes == [401] * 200 + [429]
         assert (await client.get("/v1/models", headers=asked(key))).status_code == 200
         assert (await client.get("/v1/models", headers=bearer("hr-wrong"))).status_code == 401
+
+
+async def test_zero_lifts_a_configured_limit_and_saying_nothing_does_not(
+    guarded: Gateway, key: str, command: Callable[..., str], issuer: Issuer
+) -> None:
+    lifted = command("create", "lifted", "--requests-per-minute", "0", "--quiet")
+    [listed] = [line for line in command("list").splitlines() if lifted.split("-")[1] in line]
+    assert "  requests_per_minute=0" in listed
+    await until_status(guarded, lifted, 200)
+    async with httpx.AsyncClient(base_url=guarded.url, timeout=LIMIT_S) as client:
+        minted = await client.post("/v1/tokens", headers=bearer(lifted), json={"expires_in_s": 60})
+
+        async def limit_of(credential: str) -> str | None:
+            answer = await client.post("/v1/responses", headers=bearer(credential), json=GOOD)
+            assert answer.status_code == 200, answer.text
+            return answer.headers.get("x-ratelimit-limit-requests")
+
+        for credential in (key, issuer.sign("k1"), issuer.sign("k1", quota={"tokens_per_minute": 0})):
+            assert await limit_of(credential) == "1000"
+        unlimited = issuer.sign("k1", quota={"requests_per_minute": 0})
+        for credential in (lifted, minted.json()["value"], unlimited):
+            assert await limit_of(credential) is None
 
 
 async def test_an_address_and_a_tenant_have_only_so_many_connections(

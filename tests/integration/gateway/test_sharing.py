@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from broker import jetstream, subjects
 from broker.cache import connect_redis
 from broker.jobs import find_job, publish_job
-from broker.metrics import CACHE_LOOKUPS, CACHE_STORES
+from broker.metrics import CACHE_LOOKUPS, CACHE_STORES, TOKENS_UNREAD
 from broker.replylog import ReplyLog
 from gateway.generation import Generation
 from gateway.live import Live
@@ -99,7 +99,8 @@ async def test_the_second_is_a_hit_on_any_gateway_and_a_response_like_any_other(
     text, end = await finish(first)
     assert found(first) == "miss"
     await one.remembered()
-    hits = lookups("hit")
+    hits, unread = lookups("hit"), TOKENS_UNREAD.labels(model="headrace-sim")._value
+    not_read = unread.get()
     second = await other.pipeline.submit(ask("once", max_tokens=30))
     assert found(second) == "hit"
     assert second.end is not None  # at once
@@ -111,6 +112,7 @@ async def test_the_second_is_a_hit_on_any_gateway_and_a_response_like_any_other(
     assert second.end.ttft_ms is not None
     assert 0 < second.end.parts.edge_ms <= second.end.ttft_ms <= second.end.total_ms
     assert lookups("hit") == hits + 1
+    assert unread.get() == not_read  # its client has all of it, though it came after the end
     async with edge(one.config, one.folder) as third:  # from what is stored alone
         await until(lambda: third.pipeline.ready()[0])
         kept = await third.pipeline.attach(second.response_id, TENANT)

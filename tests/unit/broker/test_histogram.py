@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from broker.histogram import StepHistogram, Tally
+from broker.histogram import StepHistogram, StepTally
 
 BOUNDS = (0.001, 0.01, 0.1, 1.0)
 
@@ -34,7 +34,7 @@ def test_a_tally_hands_over_what_it_counted_once(observed: list[tuple[float, int
     registries = CollectorRegistry(), CollectorRegistry()
     ours = StepHistogram("waited", "seconds", ["model"], buckets=BOUNDS, registry=registries[0])
     theirs = StepHistogram("waited", "seconds", ["model"], buckets=BOUNDS, registry=registries[1])
-    tally = Tally(ours.labels(model="m"))
+    tally = StepTally(ours.labels(model="m"))
     theirs.labels(model="m")
     for turn, (amount, count) in enumerate(observed):
         theirs.labels(model="m").observe_many(amount, count)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.connection import header_lines, parse_headers
+from broker.nats_client import header_lines, parse_headers
 
 VALUE = st.text(st.characters(codec="utf-8"), min_size=1)
 

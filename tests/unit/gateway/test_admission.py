@@ -6,13 +6,13 @@ import math
 
 import pytest
 
-from gateway.admission import duration, effective, limit_headers
+from gateway.admission import duration, limit_headers
 from gateway.rate import LocalRates, Room, Ruling, lane_of
 from gateway.service_tier import priority_of, tier_of
 from schemas.errors import HeadraceError
 from schemas.ids import TenantId
 from schemas.job import PRIORITIES
-from schemas.quota import UNLIMITED, Quota
+from schemas.quota import AS_CONFIGURED, OwnQuota, Quota
 
 ACME = TenantId("acme")
 
@@ -35,9 +35,10 @@ def test_tiers_are_the_classes() -> None:
 
 
 def test_a_limit_of_the_key_goes_before_the_configuration() -> None:
-    own, defaults = Quota(requests_per_minute=5), Quota(requests_per_minute=1, tokens_per_minute=9)
-    assert effective(own, defaults) == Quota(requests_per_minute=5, tokens_per_minute=9)
-    assert effective(UNLIMITED, UNLIMITED) == UNLIMITED
+    configured = Quota(requests_per_minute=1, tokens_per_minute=9, concurrent_responses=3)
+    own = OwnQuota(requests_per_minute=5, concurrent_responses=0)
+    assert own.over(configured) == Quota(requests_per_minute=5, tokens_per_minute=9, concurrent_responses=0)
+    assert AS_CONFIGURED.over(configured) == configured
 
 
 @pytest.mark.parametrize(

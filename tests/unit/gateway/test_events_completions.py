@@ -13,7 +13,7 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletionChunk
 
 from gateway.api.chat_events import DONE, ChatChunks
-from gateway.api.choices import Tally
+from gateway.api.choices import UsageTally
 from gateway.api.completions_events import CompletionChunks, choice, completion, logprobs
 from gateway.generation import Ended, Started, Text, Update
 from gateway.live import Live
@@ -69,7 +69,7 @@ def chunks(first: Live, live: Live, index: int = 0, **options: Any) -> Completio
     given = {
         "before": "",
         "spell": None,
-        "tally": Tally(1, choices=1),
+        "tally": UsageTally(1, choices=1),
         "include_usage": False,
         "continuous_usage": False,
         "structure": "",
@@ -147,7 +147,7 @@ def test_no_text_at_all_is_a_completion_too() -> None:
 
 def test_usage_comes_last_once_all_choices_have_ended() -> None:
     lives = [alive(), alive(SAID[:2])]
-    tally = Tally(2, choices=2)
+    tally = UsageTally(2, choices=2)
     streams = [
         chunks(lives[0], live, i, tally=tally, include_usage=True, continuous_usage=True)
         for i, live in enumerate(lives)
@@ -181,7 +181,7 @@ def test_a_refused_structure_is_told_under_its_name() -> None:
 
 
 def test_chat_choices_share_a_stream() -> None:
-    tally = Tally(2, choices=2)
+    tally = UsageTally(2, choices=2)
     streams = [
         ChatChunks(
             RESPONSE,
@@ -212,7 +212,7 @@ def test_chat_choices_share_a_stream() -> None:
 
 
 def test_prompts_count_once_and_choices_each() -> None:
-    tally = Tally(4, choices=2)
+    tally = UsageTally(4, choices=2)
     used = [Usage(prompt_tokens=10 + i, cached_tokens=i, completion_tokens=2) for i in range(4)]
     ends = [Ended("completed", 2, usage=used[i], reasoning_tokens=i % 2) for i in range(4)]
     assert [tally.add(i, each) for i, each in enumerate(ends)] == [

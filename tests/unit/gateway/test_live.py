@@ -219,7 +219,7 @@ async def test_a_stop_string_before_min_tokens_is_text() -> None:
     live.feed(3, tokens(len(ids), ids_of(" and END")), AT)
     assert live.end is not None
     assert live.text == "abc END and "
-    assert owner.calls == [f"stopped {live.end.total}", "ended", "left 0"]
+    assert owner.calls == [f"stopped {live.end.total}", "ended"]
 
 
 async def test_the_parts_of_the_time_are_those_of_the_store_and_add_up() -> None:
@@ -369,6 +369,30 @@ async def test_what_was_read_is_known_when_the_last_reader_has_left() -> None:
     await again.next()
     again.close()
     assert owner.calls.count("left 2") == 1
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_one_that_ended_before_its_reader_came_is_left_once_by_that_reader(reads: bool) -> None:
+    ids = ids_of("some words")
+    live, owner = make()
+    live.feed(1, STARTED, AT)
+    live.feed(2, finished(ids), AT)
+    assert owner.calls == ["ended"]
+    for _ in range(2):  # a second one is told nothing new
+        reader = live.reader()
+        if reads:
+            await reader.next()
+        reader.close()
+    assert [call for call in owner.calls if call.startswith("left")] == [f"left {len(ids) if reads else 0}"]
+
+
+async def test_one_that_was_cancelled_without_a_reader_is_left_at_once() -> None:
+    live, owner = make()
+    live.feed(1, STARTED, AT)
+    live.feed(2, tokens(0, ids_of("some words")), AT)
+    live.feed(3, Closed(reason="cancelled"), AT)
+    live.reader().close()
+    assert owner.calls == ["ended", "left 0", "attended"]
 
 
 async def test_logprobs_cover_every_token_that_counts() -> None:

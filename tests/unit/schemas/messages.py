@@ -8,7 +8,7 @@ from schemas.ids import Fence, GatewayId, ModelToken, ResponseId, SessionToken, 
 from schemas.job import DeadLetter, Job, OutputShape, Presentation, Route, ToolCall
 from schemas.key import StoredKey
 from schemas.presence import WorkerCard
-from schemas.quota import Quota
+from schemas.quota import OwnQuota
 from schemas.reply import (
     Closed,
     Failed,
@@ -128,7 +128,7 @@ MESSAGES: dict[str, Message] = {
         digest=bytes(range(32)),
         tenant=TenantId("acme"),
         name="the web shop",
-        quota=Quota(requests_per_minute=60, tokens_per_minute=10_000, concurrent_responses=4),
+        quota=OwnQuota(requests_per_minute=60, tokens_per_minute=10_000, concurrent_responses=4),
         created_unix_ms=1_700_000_000_000,
         expires_unix_ms=1_800_000_000_000,
     ),

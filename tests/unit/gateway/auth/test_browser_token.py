@@ -13,12 +13,12 @@ from gateway.auth.grant import Grant
 from gateway.caller import Caller
 from schemas.errors import HeadraceError
 from schemas.ids import TenantId
-from schemas.quota import Quota
+from schemas.quota import OwnQuota
 
 SECRET = b"a secret of sixteen characters"
 NOW_S = 1_800_000_000
 GRANT = Grant(
-    Caller(TenantId("acme"), Quota(tokens_per_minute=7)),
+    Caller(TenantId("acme"), OwnQuota(tokens_per_minute=7, concurrent_responses=0)),
     key_id="0123456789ab",
     until_unix_s=NOW_S + 3600.5,
     origin="",

@@ -20,7 +20,7 @@ from broker.settings import ConfigError
 from gateway.auth.jwt_reader import JwtReader
 from schemas.config import Auth
 from schemas.errors import HeadraceError
-from schemas.quota import Quota
+from schemas.quota import OwnQuota
 
 ISSUER, AUDIENCE = "https://id.example.com/", "headrace"
 RSA = rsa.generate_private_key(65537, 2048)
@@ -64,7 +64,7 @@ async def test_a_good_one_names_the_tenant_and_its_limits(
     shown = signed(key, algorithm, kid, quota={"requests_per_minute": 5})
     grant = await reader(keys).read(shown)
     assert grant.caller.tenant == "acme"
-    assert grant.caller.quota == Quota(requests_per_minute=5)
+    assert grant.caller.quota == OwnQuota(requests_per_minute=5)
     assert grant.may_mint
     assert grant.until_unix_s > time.time()
 

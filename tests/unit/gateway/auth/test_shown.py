@@ -10,7 +10,7 @@ from starlette.requests import HTTPConnection
 from gateway.auth.shown import address_of, credential_of, is_of_this_machine, open_subprotocol
 from schemas.ids import TenantId
 from schemas.key import new_key, parse_key
-from schemas.quota import UNLIMITED
+from schemas.quota import AS_CONFIGURED
 
 
 def asked(
@@ -73,7 +73,9 @@ def test_a_proxy_on_this_machine_is_not_this_machine() -> None:
 
 
 def test_a_key_opens_with_its_secret_alone() -> None:
-    text, stored = new_key(TenantId("acme"), name="", quota=UNLIMITED, now_unix_ms=1, expires_unix_ms=1000)
+    text, stored = new_key(
+        TenantId("acme"), name="", quota=AS_CONFIGURED, now_unix_ms=1, expires_unix_ms=1000
+    )
     parts = parse_key(text)
     assert parts is not None
     assert parts.id == stored.id
