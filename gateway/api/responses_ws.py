@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from broker.labelled import labelled
 from broker.metrics import RESUMES, STREAMS
 from gateway.api.errors import coded
 from gateway.api.front import Front
@@ -189,7 +190,7 @@ class ResponsesSession:
         """Send the events behind ``after``. While one waits for the client, news merge in the reader. A
         drain waits for whoever follows, of an old connection or of one that resumed."""
         reader = live.reader(first_token(live, after))
-        streams = STREAMS.labels(api=live.job.presentation.api, transport="websocket")
+        streams = labelled(STREAMS, live.job.presentation.api, "websocket")
         try:
             with self._front.answering(new=False), streams.track_inprogress():
                 events = events_of(self._front, live, after=after, stream_id=origin.stream_id)
