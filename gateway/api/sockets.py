@@ -41,9 +41,10 @@ class GoingAway(msgspec.Struct, frozen=True):
 
 class Socket:
     """Sends wait until the client's window has room (a lock, not a queue: whoever has news waits, and
-    news of one response merges while it waits), so a client that reads nothing holds one message per
-    response. One that reads too slowly is closed with 1013 (``gateway/websocket_protocol.py``); one whose
-    host is gone is cut off by the kernel (TCP_USER_TIMEOUT, ``gateway/server.py``) or the missing pong."""
+    news of one response merges while it waits), so a client that reads nothing holds one piece of news of
+    each response. One that reads too slowly is closed with 1013 (``gateway/websocket_protocol.py``); one
+    whose host is gone is cut off by the kernel (TCP_USER_TIMEOUT, ``gateway/server.py``) or the missing
+    pong."""
 
     def __init__(self, websocket: WebSocket, max_message_bytes: int) -> None:
         self._websocket = websocket
