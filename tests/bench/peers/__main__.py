@@ -24,6 +24,7 @@ from pathlib import Path
 from statistics import median
 
 import msgspec
+import psutil
 import uvloop
 from rich.console import Console
 from rich.table import Table
@@ -41,6 +42,7 @@ PACED: Mapping[str, Start] = {
     "litellm": services.litellm,
 }
 REAL: Mapping[str, Start] = {"headrace": services.headrace_vllm, "vllm serve": services.vllm_serve}
+WIDTH = 150  # of a table that goes to a file
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +74,8 @@ def main() -> int:
         cores=len(os.sched_getaffinity(0)),
         measured=measured,
     )
-    _print(results, Console(soft_wrap=True, highlight=False))
+    width = None if sys.stdout.isatty() else WIDTH
+    _print(results, Console(width=width, soft_wrap=True, highlight=False))
     if args.json is not None:
         args.json.write_bytes(msgspec.json.format(msgspec.json.encode(results)) + b"\n")
     return 0
@@ -89,9 +92,19 @@ async def _run(args: argparse.Namespace) -> list[Measured]:
                 continue
             with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
                 async with start(Path(folder), pace) as service:
-                    for concurrency in args.concurrency:
-                        measured.append(await _measure(service, concurrency, args))
-                        print(_line(measured[-1]), file=sys.stderr, flush=True)
+                    measured += await _measure_all(service, args)
+    return measured
+
+
+async def _measure_all(service: Service, args: argparse.Namespace) -> list[Measured]:
+    """As far as it lives."""
+    measured = []
+    try:
+        for concurrency in args.concurrency:
+            measured.append(await _measure(service, concurrency, args))
+            print(_line(measured[-1]), file=sys.stderr, flush=True)
+    except* psutil.NoSuchProcess:
+        print(f"{service.name} has died", file=sys.stderr, flush=True)
     return measured
 
 
