@@ -8,6 +8,7 @@ import little: the worker process starts when this module is loaded, and loads w
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import os
 import signal
@@ -20,6 +21,7 @@ import msgspec
 
 from broker.child_process import ChildProcess, describe_exit
 from schemas.config import Config
+from workers.lifeline import PIPE_BYTES
 from workers.watch import TICK_S, Again, Exit, Restarts, Watch
 
 if TYPE_CHECKING:
@@ -112,6 +114,8 @@ class Guardian:
         loop = asyncio.get_running_loop()
         reading, writing = os.pipe()
         os.set_blocking(reading, False)
+        with suppress(OSError):  # more pipes than this user may have of that size
+            fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         ready_at_s = 0.0
 
         def hear() -> None:

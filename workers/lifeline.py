@@ -16,6 +16,7 @@ import asyncio
 import logging
 import os
 import time
+from contextlib import suppress
 from typing import Final
 
 from schemas.ids import WorkerId
@@ -23,13 +24,14 @@ from schemas.ids import WorkerId
 log = logging.getLogger(__name__)
 
 BEAT_S: Final = 0.5
+PIPE_BYTES: Final = 1 << 20  # 10,000 jobs between two looks of the guardian
 _ANEW: Final = "anew\n"
 
 
 class Lifeline:
     """The worker's end. The guardian looks several times a second and is woken by nothing: a write costs its
-    system call. It never blocks: at a full pipe (64 KiB, a guardian that is stopped) lines are dropped, and
-    the jobs that were on them wait for the watchers or ack_wait. ``fd`` None: nobody guards this worker."""
+    system call. It never blocks: at a full pipe (a guardian that is stopped) lines are dropped, and the jobs
+    that were on them wait for the watchers or ack_wait. ``fd`` None: nobody guards this worker."""
 
     def __init__(self, fd: int | None) -> None:
         self._fd = fd
@@ -82,7 +84,8 @@ class LifelineReader:
     def feed(self, data: bytes) -> None:
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
-            self._take(*line.decode().split(" ", 1))
+            with suppress(ValueError):  # of a newer version, installed while this guardian ran
+                self._take(*line.decode().split(" ", 1))
 
     def _take(self, word: str, value: str = "") -> None:
         match word:
@@ -98,4 +101,4 @@ class LifelineReader:
             case "anew":
                 self.held.clear()
             case _:
-                pass  # of a newer version, installed while this guardian ran
+                pass  # of a newer version, too

@@ -194,11 +194,11 @@ class ResponsesSession:
         try:
             with self._front.answering(new=False), streams.track_inprogress():
                 events = events_of(self._front, live, after=after, stream_id=origin.stream_id)
-                await self._socket.send(*map(_encoder.encode, events.opening()), urgent=False)
+                await self._socket.send_all(map(_encoder.encode, events.opening()), urgent=False)
                 reader.divert(self._front.tick, partial(self._show, events))
                 while updates := await reader.next():
                     told = await off_loop(live, updates, partial(_fed, events, updates))
-                    await self._socket.send(*map(_encoder.encode, told), urgent=is_urgent(updates))
+                    await self._socket.send_all(map(_encoder.encode, told), urgent=is_urgent(updates))
         finally:
             reader.close()
 

@@ -7,6 +7,7 @@ server's (``gateway/server.py``); what a message may weigh is checked here, wher
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import msgspec
@@ -22,6 +23,7 @@ from gateway.outlet import outlet_of
 from gateway.round_trip import rtt_ms
 from schemas.errors import HeadraceError
 
+TOGETHER_BYTES = 1 << 14  # of messages that go in one write: more may fill the connection's buffer
 SERVICE_RESTART = 1012  # close code: come back at once
 
 
@@ -41,10 +43,10 @@ class GoingAway(msgspec.Struct, frozen=True):
 
 class Socket:
     """Sends wait until the client's window has room (a lock, not a queue: whoever has news waits, and
-    news of one response merges while it waits), so a client that reads nothing holds one piece of news of
-    each response. One that reads too slowly is closed with 1013 (``gateway/websocket_protocol.py``); one
-    whose host is gone is cut off by the kernel (TCP_USER_TIMEOUT, ``gateway/server.py``) or the missing
-    pong."""
+    news of one response merges while it waits), so a client that reads nothing holds one message of each
+    response, or a few small ones. One that reads too slowly is closed with 1013
+    (``gateway/websocket_protocol.py``); one whose host is gone is cut off by the kernel (TCP_USER_TIMEOUT,
+    ``gateway/server.py``) or the missing pong."""
 
     def __init__(self, websocket: WebSocket, max_message_bytes: int) -> None:
         self._websocket = websocket
@@ -79,10 +81,27 @@ class Socket:
             raise too_large(self._max_message_bytes)
         return decode_object(data)
 
-    async def send(self, *messages: bytes, urgent: bool = True) -> None:
-        """What is not urgent may wait for what is sent next. Raises ``SocketClosed``."""
+    async def send(self, message: bytes) -> None:
+        """Raises ``SocketClosed``."""
+        await self._send([message], urgent=True)
+
+    async def send_all(self, messages: Iterable[bytes], *, urgent: bool = True) -> None:
+        """In one write where they are small; each is asked for when those before it have room. What is not
+        urgent may wait for what is sent next. Raises ``SocketClosed``."""
+        together: list[bytes] = []
+        size = 0
+        for message in messages:
+            together.append(message)
+            size += len(message)
+            if size >= TOGETHER_BYTES:
+                await self._send(together, urgent=urgent)
+                together, size = [], 0
+        if together:
+            await self._send(together, urgent=urgent)
+
+    async def _send(self, messages: Sequence[bytes], *, urgent: bool) -> None:
         outlet = self.outlet
-        if outlet is not None and outlet.is_open and messages:
+        if outlet is not None and outlet.is_open:
             (outlet.put if urgent else outlet.hold)(*messages)
             return
         for message in messages:

@@ -81,7 +81,7 @@ def test_the_worker_gives_the_line_to_no_child(pipe: tuple[int, int]) -> None:
 
 def test_words_of_a_newer_worker_are_ignored() -> None:
     reader = LifelineReader()
-    reader.feed(b"mood splendid\ntook a\nhum\n")
+    reader.feed(b"mood splendid\nalive and well\ntook a\nhum\n")
     assert list(reader.held) == ["a"]
 
 
