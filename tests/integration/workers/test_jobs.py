@@ -74,7 +74,9 @@ async def test_a_worker_shows_itself_and_brings_its_tokenizer(
     config = make_config(nats_server.config, slots=3)
     async with client(broker, config, tmp_path) as tester:
         async with in_process(config) as running:
-            (card,) = await tester.workers()
+            while not (cards := await tester.workers()):  # ready, and its card is on the way
+                await asyncio.sleep(0.01)
+            (card,) = cards
             assert (card.worker, card.model, card.state, card.slots) == (running.id, tester.model, "ready", 3)
             assert card.vocab_size == VOCAB_SIZE
             folder = await fetch_tokenizer(broker, card.tokenizer, tmp_path / "fetched")
