@@ -190,7 +190,6 @@ def _sim(args: argparse.Namespace) -> Mapping[str, object]:
         "inter_token_ms": args.inter_token_ms,
         "prefill_base_ms": args.prefill_ms,
         "mean_output_tokens": 0,  # lengths are the questions'
-        "split_characters": False,  # a gap is one token's
     }
 
 

@@ -44,12 +44,7 @@ async def _run(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
         async with AsyncExitStack() as stack:
             nats, redis = await servers(stack, Path(folder))
-            sim = {
-                "slots": args.streams,
-                "inter_token_ms": args.inter_token_ms,
-                "mean_output_tokens": 0,
-                "split_characters": False,  # a gap is one token's
-            }
+            sim = {"slots": args.streams, "inter_token_ms": args.inter_token_ms, "mean_output_tokens": 0}
             await sim_worker(stack, Path(folder), nats, sim)
             process, port = await gateway(stack, Path(folder), nats.url, redis.url)
             await _gaps(port, args)  # warm

@@ -46,7 +46,10 @@ async def sim_worker(
 
 
 def sim_environ(sim: Mapping[str, object]) -> dict[str, str]:
-    return {f"HEADRACE_SIM__{name.upper()}": str(value) for name, value in sim.items()}
+    """Each token has text of its own unless ``sim`` says otherwise: what is timed is text, and a character of
+    several tokens would look like a gap."""
+    told = {"split_characters": False, **sim}
+    return {f"HEADRACE_SIM__{name.upper()}": str(value) for name, value in told.items()}
 
 
 async def gateway(

@@ -40,7 +40,6 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
                 "slots": args.streams + 2,
                 "inter_token_ms": args.inter_token_ms,
                 "mean_output_tokens": 0,
-                "split_characters": False,  # a gap is one token's
                 "max_model_len": 1 << 20,
                 "prefill_us_per_token": 0,
             }

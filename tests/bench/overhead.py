@@ -55,7 +55,7 @@ async def _run(args: argparse.Namespace) -> dict[str, Any]:
         "prefill_base_ms": args.prefill_ms,
         "prefill_us_per_token": 0,
         "mean_output_tokens": 0,
-        "split_characters": False,  # a gap is one token's
+        "split_characters": False,  # of the engine in process, too
     }
     figures["bare"] = {str(streams): await _bare(sim, streams, args) for streams in args.streams}
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:

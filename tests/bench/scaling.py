@@ -77,7 +77,6 @@ async def _run(args: argparse.Namespace) -> dict[str, Any]:
         "prefill_base_ms": 1,
         "prefill_us_per_token": 0,
         "mean_output_tokens": 0,
-        "split_characters": False,  # a gap is one token's
     }
     figures: dict[str, Any] = {"settings": {key: str(value) for key, value in vars(args).items()}}
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as name:

@@ -91,11 +91,6 @@ def next_token(state: SimState, mean_output_tokens: int, *, split: bool = True) 
     return _content_token(choice, split)
 
 
-def token_without_end(state: SimState, *, split: bool = True) -> int:
-    """The token after ``state`` where the response may not end."""
-    return next_token(state, 0, split=split)
-
-
 def logprobs_of(state: SimState, token: int, alternatives: int) -> TokenLogprobs:
     """Made up, but always the same; the chosen token first among the alternatives."""
     value = _mix(state.digest ^ 0x5DEECE66D)
@@ -133,9 +128,8 @@ def choose(
     state: SimState, position: int, sampling: Sampling, mean_output_tokens: int, *, split: bool = True
 ) -> int:
     """The token at ``position`` of a completion, the end token included."""
-    if sampling.ignore_eos or position < sampling.min_tokens:
-        return token_without_end(state, split=split)
-    return next_token(state, mean_output_tokens, split=split)
+    endless = sampling.ignore_eos or position < sampling.min_tokens
+    return next_token(state, 0 if endless else mean_output_tokens, split=split)
 
 
 def is_end(token: int, position: int, sampling: Sampling) -> bool:

@@ -84,7 +84,6 @@ async def headrace(folder: Path, pace: Pace) -> AsyncIterator[Service]:
         "prefill_base_ms": 0,
         "prefill_us_per_token": 0,
         "mean_output_tokens": 0,
-        "split_characters": False,  # as the other engines: no text waits for a second token
     }
     async with _up(folder, "headrace-sim", engine="sim", env=sim_environ(sim)) as service:
         yield service
